@@ -1,0 +1,29 @@
+"""Errors a user can cause. Each message names what was given and what was expected.
+
+The command line prints such an error as one line and exits with status 2; anything else is a bug
+and keeps its traceback.
+"""
+
+
+class MetadnasError(Exception):
+    """Base of every error that the caller, not the package, can put right."""
+
+
+class ConfigError(MetadnasError, ValueError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class DataError(MetadnasError, ValueError):
+    """A dataset is unknown, missing, empty, or cannot be partitioned as asked."""
+
+
+class BudgetError(MetadnasError, ValueError):
+    """No architecture of the search space costs as little as the budget asks."""
+
+
+class RunError(MetadnasError, RuntimeError):
+    """A run folder or checkpoint is missing, in the way, damaged, or of another configuration."""
+
+
+class DivergenceError(MetadnasError, ArithmeticError):
+    """A loss is not finite; the message names the round and the client."""
