@@ -1,0 +1,54 @@
+// Argument checks of the operators: every message names the argument, what it is and what it should
+// be.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+namespace metadnas {
+
+using torch::stable::Tensor;
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
+  return text + ")";
+}
+
+inline std::string shape_text(const std::vector<int64_t>& sizes) {
+  std::string text = "(";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + ")";
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        const std::vector<int64_t>& wanted) {
+  bool same = t.dim() == static_cast<int64_t>(wanted.size());
+  for (size_t d = 0; same && d < wanted.size(); ++d) same = t.size(d) == wanted[d];
+  STD_TORCH_CHECK(same, op, ": ", name, " has shape ", shape_text(t), ", expected ",
+                  shape_text(wanted));
+}
+
+inline const char* dtype_text(torch::headeronly::ScalarType type) {
+  return torch::headeronly::toString(type);
+}
+
+// The same dtype and device as x.
+inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ",
+                  dtype_text(t.scalar_type()), ", expected ", dtype_text(x.scalar_type()),
+                  " as x");
+  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU as x is");
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& t) {
+  const auto type = t.scalar_type();
+  STD_TORCH_CHECK(
+      type == torch::headeronly::ScalarType::Float || type == torch::headeronly::ScalarType::Double,
+      op, ": ", name, " is ", dtype_text(type), ", expected Float or Double");
+}
+
+}  // namespace metadnas

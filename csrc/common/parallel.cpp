@@ -1,0 +1,46 @@
+#include "common/parallel.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdlib>
+#include <new>
+
+namespace metadnas {
+
+void parallel_for_each(int64_t n, void (*body)(void* context, int64_t i), void* context) {
+  torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(context, i);
+  });
+}
+
+Arena::~Arena() { std::free(memory_); }
+
+void Arena::reset(size_t bytes) {
+  used_ = 0;
+  const size_t wanted = rounded(bytes);
+  if (wanted <= capacity_) return;
+  std::free(memory_);
+  capacity_ = 0;
+  memory_ = std::aligned_alloc(64, wanted);
+  if (memory_ == nullptr) throw std::bad_alloc();
+  capacity_ = wanted;
+}
+
+void* Arena::take_bytes(size_t bytes) {
+  const size_t start = used_;
+  used_ += rounded(bytes);
+  if (used_ > capacity_) std::abort();  // a sizing mistake in a kernel, never the caller's
+  return static_cast<char*>(memory_) + start;
+}
+
+Arena& call_arena() {
+  thread_local Arena arena;
+  return arena;
+}
+
+Arena& worker_arena() {
+  thread_local Arena arena;
+  return arena;
+}
+
+}  // namespace metadnas

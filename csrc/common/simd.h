@@ -1,0 +1,114 @@
+// Vectors of the instruction set a translation unit is compiled for.
+//
+// The same kernel source is compiled once per instruction set. The including file sets the compiler
+// target, then defines METADNAS_ISA (a namespace, so that the copies never clash at link time) and
+// METADNAS_VECTOR_BYTES. Standard headers must be included before the target is changed: an inline
+// function of theirs compiled for AVX-512 could otherwise be the copy the linker keeps for everyone.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#define METADNAS_INLINE __attribute__((always_inline))
+
+namespace metadnas::METADNAS_ISA {
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(METADNAS_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+inline constexpr int kLanes = METADNAS_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+// Architectural vector registers: the kernels size their register tiles by it.
+inline constexpr int kRegisters = METADNAS_VECTOR_BYTES == 64 ? 32 : 16;
+
+template <int... I, class F>
+METADNAS_INLINE inline void unroll_impl(std::integer_sequence<int, I...>, F&& body) {
+  (body.template operator()<I>(), ...);
+}
+
+// Calls body.operator()<0>(), ..., body.operator()<N - 1>(): a loop whose index is a constant.
+template <int N, class F>
+METADNAS_INLINE inline void unroll(F&& body) {
+  unroll_impl(std::make_integer_sequence<int, N>{}, body);
+}
+
+template <class T>
+METADNAS_INLINE inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+METADNAS_INLINE inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+template <class T>
+METADNAS_INLINE inline Vec<T> splat(T value) {
+  return Vec<T>{} + value;
+}
+
+// The first `n` lanes from memory, zeros behind them: the last channels of a pixel.
+template <class T>
+METADNAS_INLINE inline Vec<T> load_first(const T* p, int n) {
+  if (n == kLanes<T>) return load(p);
+#if METADNAS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  } else {
+    return (Vec<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+  }
+#else
+  T lanes[kLanes<T>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+#endif
+}
+
+template <class T>
+METADNAS_INLINE inline void store_first(T* p, Vec<T> v, int n) {
+  if (n == kLanes<T>) return store(p, v);
+#if METADNAS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+  } else {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+  }
+#else
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
+
+// max(a, b) that keeps a NaN from either side, as PyTorch's pooling does.
+template <class V>
+METADNAS_INLINE inline V max_nan(V a, V b) {
+  V larger = a > b ? a : b;
+  return a != a ? a : larger;
+}
+
+// relu that lets NaN through, as PyTorch's does.
+template <class V>
+METADNAS_INLINE inline V relu(V v) {
+  return v <= V{} ? V{} : v;
+}
+
+// Gradient of relu at input (or output) r: 0 where r <= 0.
+template <class V>
+METADNAS_INLINE inline V relu_grad(V r, V g) {
+  return r <= V{} ? V{} : g;
+}
+
+}  // namespace metadnas::METADNAS_ISA

@@ -1,0 +1,32 @@
+// The mixed operation's kernels for AVX2 with FMA.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "common/parallel.h"
+#include "mixed_op/cpu/isa.h"
+#include "mixed_op/plan.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#define METADNAS_ISA avx2
+#define METADNAS_VECTOR_BYTES 32
+#include "mixed_op/cpu/backward.h"
+#include "mixed_op/cpu/forward.h"
+
+namespace metadnas {
+
+const CpuKernels& cpu_kernels_avx2() {
+  static const CpuKernels kernels{
+      {"avx2", avx2::kLanes<float>, avx2::mixed_op_forward<float>, avx2::mixed_op_backward<float>},
+      {"avx2", avx2::kLanes<double>, avx2::mixed_op_forward<double>,
+       avx2::mixed_op_backward<double>},
+  };
+  return kernels;
+}
+
+}  // namespace metadnas
+#endif

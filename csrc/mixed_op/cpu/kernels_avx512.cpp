@@ -1,0 +1,32 @@
+// The mixed operation's kernels for AVX-512.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "common/parallel.h"
+#include "mixed_op/cpu/isa.h"
+#include "mixed_op/plan.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,bmi,bmi2")
+#define METADNAS_ISA avx512
+#define METADNAS_VECTOR_BYTES 64
+#include "mixed_op/cpu/backward.h"
+#include "mixed_op/cpu/forward.h"
+
+namespace metadnas {
+
+const CpuKernels& cpu_kernels_avx512() {
+  static const CpuKernels kernels{
+      {"avx512", avx512::kLanes<float>, avx512::mixed_op_forward<float>, avx512::mixed_op_backward<float>},
+      {"avx512", avx512::kLanes<double>, avx512::mixed_op_forward<double>,
+       avx512::mixed_op_backward<double>},
+  };
+  return kernels;
+}
+
+}  // namespace metadnas
+#endif

@@ -1,0 +1,40 @@
+"""Loads the native library, or, with METADNAS_EXT_REFERENCE=1, does without it.
+
+There is no silent fallback: a missing or broken library is an ImportError that says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+REFERENCE = os.environ.get("METADNAS_EXT_REFERENCE", "0") == "1"
+"""True: every operator runs as its pure-torch twin and no native code is loaded."""
+
+if REFERENCE:
+    _C: Any = None
+else:
+    try:
+        from metadnas_ext import _C
+    except ImportError as error:
+        raise ImportError(
+            "metadnas_ext: the native library metadnas_ext._C cannot be loaded "
+            f"({error}). Build it with `pip install .`, or set METADNAS_EXT_REFERENCE=1 to run "
+            "the slow pure-torch path."
+        ) from error
+
+
+def build_info() -> dict[str, str | bool]:
+    """What this installation was built with and runs on.
+
+    Keys: `native` (False on the reference path), `cpu_isa` ("avx512", "avx2", "baseline"),
+    `cuda` (whether CUDA kernels are built in), `compiler`, `torch` (the running version).
+    """
+    info: dict[str, str | bool] = {"native": not REFERENCE, "cuda": False}
+    if not REFERENCE:
+        info["cpu_isa"] = _C.cpu_isa()
+        info["compiler"] = _C.compiler
+    info["torch"] = torch.__version__
+    return info

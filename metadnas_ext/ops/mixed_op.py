@@ -1,0 +1,196 @@
+"""The weighted mixed operation of differentiable architecture search, with a client axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metadnas_ext._native import REFERENCE
+from metadnas_ext.ops import reference
+from metadnas_ext.space.primitives import (
+    PRIMITIVES,
+    BatchNorm,
+    Conv,
+    check_primitive,
+    layers,
+    parameter_shapes,
+)
+
+
+def mixed_op(
+    x: Tensor,
+    weights: Tensor,
+    params: Tensor,
+    candidates: Sequence[str] = PRIMITIVES,
+    *,
+    stride: int = 1,
+    affine: bool = False,
+    running: Tensor | None = None,
+    counts: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Sum over candidates of mixing weight times candidate(x), for G clients at once.
+
+    The mixed operation of Liu et al., "DARTS" (ICLR 2019), equation 2, with the mixing weights given
+    (softmax, sigmoid, one-hot, ... of the architecture parameters).
+
+    Args:
+        x: (G, N, H, W, C) activations, channels last, float32 or float64.
+        weights: (G, O) mixing weights, one per candidate.
+        params: (G, P) packed parameters of all candidates, see `packed_shapes`.
+        candidates: distinct names from `PRIMITIVES`, in any order.
+        stride: 1 or 2; 2 gives ceil(H/2) x ceil(W/2).
+        affine: whether batch norms have gamma and beta (packed behind their convolution).
+        running: (G, S, 2, C) running mean and biased variance: eval mode. None: training mode.
+        counts: (G) int64 on the CPU, images of each client that count; the rest is skipped, its
+            output zero. None: all N.
+        eps: batch norm's epsilon.
+
+    Returns:
+        out (G, N, ceil(H/stride), ceil(W/stride), C), and the statistics used, (G, S, 2, C), mean
+        and biased variance of the S batch norms in parameter order (not differentiable).
+
+    `none` contributes exactly nothing: NaN and infinity in x do not pass through it, and its
+    weight's gradient is 0. Differentiable twice (the second time at the speed of the twin).
+    Results do not depend on the number of threads, nor a client's on the other clients.
+
+    Raises:
+        RuntimeError: on wrong shapes, dtypes or devices, naming the argument.
+        ValueError: on an unknown candidate.
+    """
+    indices = [check_primitive(name) for name in candidates]
+    if REFERENCE:
+        out, stats = reference.mixed_op(
+            x, weights, params, running, counts, indices, stride, affine, eps
+        )
+        return out, stats.detach()
+    out, stats, _ = torch.ops.metadnas_ext.mixed_op_forward(
+        x, weights, params, running, counts, indices, stride, affine, eps
+    )
+    return out, stats
+
+
+def packed_shapes(
+    candidates: Sequence[str], channels: int, stride: int = 1, affine: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the packed parameters, in order: `<candidate index>.<DARTS name>`."""
+    return {
+        f"{index}.{name}": shape
+        for index, primitive in enumerate(candidates)
+        for name, shape in parameter_shapes(layers(primitive, channels, stride, affine)).items()
+    }
+
+
+def batch_norms(candidates: Sequence[str], channels: int, stride: int = 1) -> tuple[str, ...]:
+    """Names of the batch norms in the order of `running` and the statistics."""
+    return tuple(
+        f"{index}.{layer.name}"
+        for index, primitive in enumerate(candidates)
+        for layer in layers(primitive, channels, stride)
+        if isinstance(layer, BatchNorm)
+    )
+
+
+def _counts(candidates: Sequence[int], channels: int, stride: int) -> tuple[int, int]:
+    """Pointwise results kept for the backward pass, and batch norms."""
+    parts = [layers(PRIMITIVES[c], channels, stride) for c in candidates]
+    norms = sum(isinstance(layer, BatchNorm) for part in parts for layer in part)
+    units = sum(
+        isinstance(layer, BatchNorm) and any(isinstance(other, Conv) for other in part)
+        for part in parts
+        for layer in part
+    )
+    return units, norms
+
+
+def _register() -> None:
+    @torch.library.register_fake("metadnas_ext::mixed_op_forward")
+    def _(
+        x: Tensor,
+        weights: Tensor,
+        params: Tensor,
+        running: Tensor | None,
+        counts: Tensor | None,
+        candidates: Sequence[int],
+        stride: int,
+        affine: bool,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        clients, images, height, width, channels = x.shape
+        units, norms = _counts(candidates, channels, stride)
+        size = ((height + stride - 1) // stride, (width + stride - 1) // stride)
+        return (
+            x.new_empty(clients, images, *size, channels),
+            x.new_empty(clients, norms, 2, channels),
+            x.new_empty(units, clients, images, *size, channels),
+        )
+
+    @torch.library.register_fake("metadnas_ext::mixed_op_backward")
+    def _(
+        grad_out: Tensor, x: Tensor, weights: Tensor, params: Tensor, *args: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            x.new_empty(x.shape),
+            weights.new_empty(weights.shape),
+            params.new_empty(params.shape),
+        )
+
+    torch.library.register_autograd(
+        "metadnas_ext::mixed_op_forward", _backward, setup_context=_save_forward
+    )
+    torch.library.register_autograd(
+        "metadnas_ext::mixed_op_backward", _double_backward, setup_context=_save_backward
+    )
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weights, params, running, counts, *ctx.rest = inputs
+    out, stats, z = output
+    ctx.training = running is None
+    ctx.mark_non_differentiable(stats, z)
+    ctx.save_for_backward(x, weights, params, stats, z, counts)
+
+
+def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weights, params, stats, z, counts = ctx.saved_tensors
+    grads = torch.ops.metadnas_ext.mixed_op_backward(
+        grad_out, x, weights, params, stats, z, counts, *ctx.rest, ctx.training
+    )
+    return (*grads, None, None, None, None, None, None)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_out, x, weights, params, stats, _, counts, *rest = inputs
+    *ctx.rest, ctx.training = rest
+    ctx.save_for_backward(grad_out, x, weights, params, stats, counts)
+
+
+def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradient of the backward pass: the twin's first gradient, differentiated by autograd.
+
+    stats and z are functions of x and params, and the twin makes them anew, so all of the gradient
+    arrives at grad_out, x, weights and params.
+    """
+    grad_out, x, weights, params, stats, counts = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (grad_out, x, weights, params)]
+        running = None if ctx.training else stats
+        out, _ = reference.mixed_op(leaves[1], leaves[2], leaves[3], running, counts, *ctx.rest)
+        first = torch.autograd.grad(
+            out, leaves[1:], leaves[0], create_graph=True, materialize_grads=True
+        )
+        used = [(f, g) for f, g in zip(first, grads, strict=True) if g is not None]
+        total = sum((f * g).sum() for f, g in used)
+        second = (
+            torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            if used
+            else [None] * 4
+        )
+    return (*second, None, None, None, None, None, None, None, None)
+
+
+if not REFERENCE:
+    _register()

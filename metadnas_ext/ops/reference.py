@@ -1,0 +1,178 @@
+"""Pure-torch twins of the native operators: fallback, oracle of the tests, double backward.
+
+Written for clarity, with ordinary PyTorch layers' arithmetic and one client at a time. Every function
+is differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metadnas_ext.space.primitives import (
+    PRIMITIVES,
+    BatchNorm,
+    Conv,
+    Layer,
+    layers,
+    parameter_shapes,
+)
+
+
+def mixed_op(
+    x: Tensor,
+    weights: Tensor,
+    params: Tensor,
+    running: Tensor | None,
+    counts: Tensor | None,
+    candidates: Sequence[int],
+    stride: int,
+    affine: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of candidate operations for each client.
+
+    x (G, N, H, W, C), weights (G, O), params (G, P), running (G, S, 2, C) or None in training mode,
+    counts (G) images that count. Returns out (G, N, H', W', C) and statistics (G, S, 2, C): mean
+    and biased variance of every batch norm.
+    """
+    outs, stats = [], []
+    images = x.shape[1]
+    for g in range(x.shape[0]):
+        used = images if counts is None else int(counts[g])
+        client = _Client(
+            params[g],
+            None if running is None else running[g],
+            [PRIMITIVES[c] for c in candidates],
+            x.shape[-1],
+            stride,
+            affine,
+            eps,
+        )
+        out = client(x[g, :used].permute(0, 3, 1, 2), weights[g])  # (n, C, H', W')
+        out = F.pad(out, (0, 0, 0, 0, 0, 0, 0, images - used))  # (N, C, H', W')
+        outs.append(out.permute(0, 2, 3, 1))  # (N, H', W', C)
+        stats.append(client.statistics(x))
+    return torch.stack(outs), torch.stack(stats)
+
+
+def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """x (G, ...), weights (G) of at least 0 -> sum of weights * x over their sum, (...)."""
+    share = (weights / weights.sum()).to(x.dtype)
+    used = share != 0  # 0 * NaN is NaN: a client of weight 0 must not reach the result
+    return torch.einsum("g,g...->...", share[used], x[used])
+
+
+class _Client:
+    """One client's mixed operation; collects batch-norm statistics in parameter order."""
+
+    def __init__(
+        self,
+        params: Tensor,
+        running: Tensor | None,
+        primitives: Sequence[str],
+        channels: int,
+        stride: int,
+        affine: bool,
+        eps: float,
+    ) -> None:
+        self.primitives = primitives
+        self.channels = channels
+        self.stride = stride
+        self.affine = affine
+        self.eps = eps
+        self.running = running
+        self.stats: list[Tensor] = []
+        self._params = params
+        self._next = 0
+
+    def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
+        size = tuple((n + self.stride - 1) // self.stride for n in x.shape[2:])
+        total = x.new_zeros(x.shape[0], self.channels, *size)
+        for k, primitive in enumerate(self.primitives):
+            parts = layers(primitive, self.channels, self.stride, self.affine)
+            result = self._candidate(primitive, x, self._take(parts), parts)
+            if result is not None:
+                total = total + weights[k] * result
+        return total
+
+    def statistics(self, x: Tensor) -> Tensor:
+        if not self.stats:
+            return x.new_zeros(0, 2, self.channels)
+        return torch.stack(self.stats)  # (S, 2, C)
+
+    def _take(self, parts: tuple[Layer, ...]) -> dict[str, Tensor]:
+        """The candidate's parameters, cut from the packed ones."""
+        found = {}
+        for name, shape in parameter_shapes(parts).items():
+            count = int(torch.Size(shape).numel())
+            found[name] = self._params[self._next : self._next + count].view(shape)
+            self._next += count
+        return found
+
+    def _candidate(
+        self, primitive: str, x: Tensor, params: dict[str, Tensor], parts: tuple[Layer, ...]
+    ) -> Tensor | None:
+        if primitive == "none":
+            return None  # contributes exactly nothing, NaN and infinity included
+        if primitive == "max_pool_3x3":
+            return self._norm(F.max_pool2d(x, 3, self.stride, 1), params, parts[0])
+        if primitive == "avg_pool_3x3":
+            pooled = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+            return self._norm(pooled, params, parts[0])
+        if primitive == "skip_connect":
+            return x if self.stride == 1 else self._factorized_reduce(x, params, parts)
+        return self._convolutions(primitive, x, params, parts)
+
+    def _factorized_reduce(
+        self, x: Tensor, params: dict[str, Tensor], parts: tuple[Layer, ...]
+    ) -> Tensor:
+        x = F.relu(x)
+        # Zeros behind an odd size give the shifted grid as many pixels as the other.
+        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+        halves = [
+            F.conv2d(x, params["conv_1.weight"], stride=2),
+            F.conv2d(shifted, params["conv_2.weight"], stride=2),
+        ]
+        return self._norm(torch.cat(halves, 1), params, parts[-1])
+
+    def _convolutions(
+        self, primitive: str, x: Tensor, params: dict[str, Tensor], parts: tuple[Layer, ...]
+    ) -> Tensor:
+        dilation = 2 if primitive.startswith("dil") else 1
+        stride = self.stride
+        for layer in parts:
+            if isinstance(layer, BatchNorm):
+                x = self._norm(x, params, layer)
+                continue
+            weight = params[f"{layer.name}.weight"]
+            if _is_depthwise(layer):
+                pad = (weight.shape[-1] - 1) // 2 * dilation
+                x = F.relu(x)
+                x = F.conv2d(x, weight, None, stride, pad, dilation, groups=self.channels)
+                stride = 1
+            else:
+                x = F.conv2d(x, weight)
+        return x
+
+    def _norm(self, x: Tensor, params: dict[str, Tensor], layer: Layer) -> Tensor:
+        if self.running is not None:
+            mean, var = self.running[len(self.stats)]
+        else:
+            mean = x.mean((0, 2, 3)) if x.shape[0] else x.new_zeros(self.channels)
+            deviation = x - mean[:, None, None]
+            var = deviation.square().mean((0, 2, 3)) if x.shape[0] else torch.zeros_like(mean)
+        self.stats.append(torch.stack([mean, var]))
+        scale = torch.rsqrt(var + self.eps)
+        x = (x - mean[:, None, None]) * scale[:, None, None]
+        if self.affine:
+            weight, bias = params[f"{layer.name}.weight"], params[f"{layer.name}.bias"]
+            x = x * weight[:, None, None] + bias[:, None, None]
+        return x
+
+
+def _is_depthwise(layer: Conv) -> bool:
+    return layer.shape[-1] > 1

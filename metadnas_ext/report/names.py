@@ -1,0 +1,67 @@
+"""Names, numbers and units as people read them."""
+
+from __future__ import annotations
+
+import math
+
+METHOD_NAMES = {
+    "meta_dnas": "Meta-DNAS",
+    "fedavg": "FedAvg",
+    "fedavg_ft": "FedAvg + fine-tuning",
+    "darts": "DARTS per client",
+}
+UNIT_NAMES = {"macs": "MACs", "params": "params"}
+NOT_MEASURED = "\N{EN DASH}"
+
+
+def method_name(method: str) -> str:
+    """A method's name for people; an unknown method keeps the name it has."""
+    return METHOD_NAMES.get(method, method)
+
+
+def unit_name(unit: str) -> str:
+    """A cost unit for people; an unknown unit keeps the name it has."""
+    return UNIT_NAMES.get(unit, unit)
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """0.934 → '93.40'."""
+    return f"{100 * fraction:.{digits}f}" if math.isfinite(fraction) else NOT_MEASURED
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A cost with its unit: '1.23 M MACs', '950 MACs', '3.21 ms'."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    if unit not in UNIT_NAMES:
+        return f"{value:.3g} {unit}"
+    number, prefix = _scaled(value)
+    return " ".join(part for part in (number, prefix, unit_name(unit)) if part)
+
+
+def byte_count(value: float) -> str:
+    """A volume of data: '1.23 MB'; powers of ten, as networks are sold."""
+    if not math.isfinite(value):
+        return NOT_MEASURED
+    number, prefix = _scaled(value)
+    return f"{number} {prefix}B"
+
+
+def duration(seconds: float) -> str:
+    """'12.3 s', '4 min 05 s', '2 h 07 min'."""
+    if not math.isfinite(seconds):
+        return NOT_MEASURED
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _scaled(value: float) -> tuple[str, str]:
+    """The number and its decimal prefix: ('1.23', 'M'), ('950', '')."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f}", prefix
+    return f"{value:.0f}", ""

@@ -1,0 +1,84 @@
+"""What one client reached at the end of a run; one entry of `results.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from metadnas_ext.errors import RunError
+from metadnas_ext.report import fields
+
+Kept = Literal["personal", "meta", "fixed"]
+"""Which architecture the client ended with: its own, the server's or one not searched."""
+
+# Costs are sums of floats, so the order of adding may move the last bits.
+BUDGET_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class ClientResult:
+    """Outcome of one client. Accuracies are in 0..1; NaN marks a figure that was not measured."""
+
+    client: int
+    seen: bool
+    train_size: int
+    test_size: int
+    test_accuracy: float
+    val_accuracy: float
+    cost: float
+    budget: float | None
+    unit: str
+    kept: Kept
+    genotype: dict[str, Any] | None = None
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the architecture costs more than the client allows."""
+        return self.budget is not None and self.cost > self.budget * (1 + BUDGET_TOLERANCE)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ClientResult:
+        """Read one entry; keys this version does not know are ignored.
+
+        Raises RunError naming the key that is missing, of the wrong type or out of range.
+        """
+        kept = fields.text(record, "kept")
+        if kept not in get_args(Kept):
+            raise RunError(f"'kept' must be one of {', '.join(get_args(Kept))}, got {kept!r}")
+        genotype = record.get("genotype")
+        budget = fields.number(record, "budget")
+        return cls(
+            client=fields.integer(record, "client"),
+            seen=fields.boolean(record, "seen"),
+            train_size=fields.integer(record, "train_size"),
+            test_size=fields.integer(record, "test_size"),
+            test_accuracy=fields.fraction(record, "test_accuracy"),
+            val_accuracy=fields.fraction(record, "val_accuracy"),
+            cost=fields.number(record, "cost"),
+            budget=None if math.isnan(budget) else budget,
+            unit=fields.text(record, "unit"),
+            kept=cast(Kept, kept),
+            genotype=None if genotype is None else fields.mapping(genotype, "'genotype'"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of strict JSON values: what is not finite becomes null."""
+        return {
+            "client": self.client,
+            "seen": self.seen,
+            "train_size": self.train_size,
+            "test_size": self.test_size,
+            "test_accuracy": _finite(self.test_accuracy),
+            "val_accuracy": _finite(self.val_accuracy),
+            "cost": _finite(self.cost),
+            "budget": _finite(self.budget),
+            "unit": self.unit,
+            "kept": self.kept,
+            "genotype": self.genotype,
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,168 @@
+"""Reading a run folder: `config.json`, `metrics.jsonl`, and at its end results and genotypes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metadnas_ext.errors import RunError
+from metadnas_ext.report import fields
+from metadnas_ext.report.result import ClientResult
+
+Genotype = dict[str, Any]
+"""A genotype as JSON: `normal`, `normal_concat`, `reduce`, `reduce_concat`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Figures of one federated round; NaN marks one that was not measured."""
+
+    method: str
+    round: int
+    clients: tuple[int, ...]
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    alpha_entropy: float
+    """Nats per edge."""
+    expected_cost: float
+    skips: float
+    bytes_up: float
+    bytes_down: float
+    seconds: float
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Round:
+        """Read one 'round' event. Raises RunError naming the key that is wrong."""
+        clients = record.get("clients") or []
+        if not isinstance(clients, list) or not all(isinstance(c, int) for c in clients):
+            raise RunError(f"'clients' must be a list of client ids, got {clients!r}")
+        return cls(
+            method=fields.text(record, "method"),
+            round=fields.integer(record, "round"),
+            clients=tuple(clients),
+            train_loss=fields.number(record, "train_loss"),
+            val_loss=fields.number(record, "val_loss"),
+            val_accuracy=fields.fraction(record, "val_accuracy"),
+            alpha_entropy=fields.number(record, "alpha_entropy"),
+            expected_cost=fields.number(record, "expected_cost"),
+            skips=fields.number(record, "skips"),
+            bytes_up=fields.number(record, "bytes_up"),
+            bytes_down=fields.number(record, "bytes_down"),
+            seconds=fields.number(record, "seconds"),
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder in memory; every mapping is keyed by the method's identifier."""
+
+    path: Path
+    config: dict[str, Any]
+    rounds: dict[str, list[Round]]
+    results: dict[str, list[ClientResult]] = field(default_factory=dict)
+    genotypes: dict[str, dict[str, Genotype | None]] = field(default_factory=dict)
+    """Per method: 'meta' and client ids (as strings) to genotypes."""
+    ended: bool = False
+    """Whether `results.json` is there."""
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods, in the order in which they ran."""
+        return list(dict.fromkeys([*self.rounds, *self.results, *self.genotypes]))
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run folder, also one whose run was interrupted or still goes on.
+
+    A torn last line of `metrics.jsonl` is skipped with a warning. If a round occurs twice (it was
+    repeated after a crash), the later line counts. Raises RunError naming the file, and the line
+    where there is one, if the folder is not a run folder or a file in it is damaged.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder; expected the folder of a run")
+    for name in ("config.json", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder} is not a run folder: {name} is missing")
+    results_file = folder / "results.json"
+    genotypes_file = folder / "genotypes.json"
+    ended = results_file.is_file()
+    return Run(
+        path=folder,
+        config=_read_object(folder / "config.json"),
+        rounds=_read_rounds(folder / "metrics.jsonl"),
+        results=_read_results(results_file) if ended else {},
+        genotypes=_read_genotypes(genotypes_file) if genotypes_file.is_file() else {},
+        ended=ended,
+    )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_bytes(file))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is not valid JSON: {error}") from error
+    return fields.mapping(value, str(file))
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _read_rounds(file: Path) -> dict[str, list[Round]]:
+    lines = [(n, line) for n, line in enumerate(_read_bytes(file).split(b"\n"), 1) if line.strip()]
+    rounds: dict[str, dict[int, Round]] = {}
+    for number, line in lines:
+        where = f"{file}, line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == lines[-1][0]:
+                message = f"{where} is torn (the run was cut off while writing it); skipped"
+                warnings.warn(message, stacklevel=3)
+                break
+            raise RunError(f"{where} is not valid JSON: {error}") from error
+        record = fields.mapping(value, where)
+        if record.get("event") != "round":
+            continue
+        try:
+            entry = Round.from_json(record)
+        except RunError as error:
+            raise RunError(f"{where}: {error}") from error
+        rounds.setdefault(entry.method, {})[entry.round] = entry
+    return {
+        method: [entries[index] for index in sorted(entries)] for method, entries in rounds.items()
+    }
+
+
+def _read_results(file: Path) -> dict[str, list[ClientResult]]:
+    results: dict[str, list[ClientResult]] = {}
+    for method, entries in _read_object(file).items():
+        if not isinstance(entries, list):
+            raise RunError(f"{file}, {method}: expected a list of clients")
+        results[method] = []
+        for index, entry in enumerate(entries):
+            where = f"{file}, {method}, entry {index}"
+            try:
+                results[method].append(ClientResult.from_json(fields.mapping(entry, "the entry")))
+            except RunError as error:
+                raise RunError(f"{where}: {error}") from error
+    return results
+
+
+def _read_genotypes(file: Path) -> dict[str, dict[str, Genotype | None]]:
+    genotypes: dict[str, dict[str, Genotype | None]] = {}
+    for method, entries in _read_object(file).items():
+        genotypes[method] = {
+            owner: None if value is None else fields.mapping(value, f"{file}, {method}, {owner}")
+            for owner, value in fields.mapping(entries, f"{file}, {method}").items()
+        }
+    return genotypes
