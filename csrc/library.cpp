@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include "discretize/bindings.h"
 #include "mixed_op/cpu/isa.h"
 
 STABLE_TORCH_LIBRARY(metadnas_ext, m) {
@@ -23,4 +24,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of metadnas_ext that is not a tensor operator.";
   m.def("cpu_isa", &metadnas::cpu_isa, "Instruction set the CPU kernels run on.");
   m.attr("compiler") = __VERSION__;
+  metadnas::bind_discretize(m);
 }

@@ -1,0 +1,35 @@
+"""Search spaces: primitives, genotypes, geometry and costs."""
+
+from metadnas_ext.space.cost import (
+    CellShape,
+    CostTable,
+    Edge,
+    NetworkShape,
+    cheapest_cost,
+    cost_table,
+    dearest_cost,
+    edges,
+    expected_cost,
+    genotype_cost,
+    survival,
+)
+from metadnas_ext.space.genotype import DARTS_V1, DARTS_V2, Genotype
+from metadnas_ext.space.primitives import PRIMITIVES
+
+__all__ = [
+    "DARTS_V1",
+    "DARTS_V2",
+    "PRIMITIVES",
+    "CellShape",
+    "CostTable",
+    "Edge",
+    "Genotype",
+    "NetworkShape",
+    "cheapest_cost",
+    "cost_table",
+    "dearest_cost",
+    "edges",
+    "expected_cost",
+    "genotype_cost",
+    "survival",
+]

@@ -1,0 +1,384 @@
+"""A network of cells as a pure function of flat parameters, for G clients at once.
+
+`NetworkPlan` holds no tensors: it knows the blocks of a network, the layout of its parameters and
+running statistics, and how to run it. `Supernet` and `DerivedNet` are modules around it; the
+federated code calls it with whole cohorts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.nn import functional as fn
+from metadnas_ext.nn.layout import FlatLayout
+from metadnas_ext.ops import mixed_op
+from metadnas_ext.space import CellShape, Genotype, NetworkShape, edges
+from metadnas_ext.space.primitives import (
+    BatchNorm,
+    Conv,
+    Layer,
+    layers,
+    parameter_shapes,
+)
+
+Weights = tuple[Tensor, Tensor]
+"""Mixing weights of normal and reduction cells, each (G, edges, candidates)."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of computation whose parameters are neighbours in the flat row.
+
+    `parts` are its layers by full name; `channels` and `positions` the channels and pixels of its
+    output, which batch norms average over.
+    """
+
+    parts: tuple[Layer, ...]
+    channels: int
+    positions: int
+
+    @property
+    def norms(self) -> tuple[BatchNorm, ...]:
+        return tuple(layer for layer in self.parts if isinstance(layer, BatchNorm))
+
+
+@dataclass(frozen=True)
+class EdgePlan:
+    """One edge of a cell: `weights_index` is its row of the mixing weights, None for weight 1."""
+
+    block: Block
+    source: int
+    node: int
+    stride: int
+    candidates: tuple[str, ...]
+    weights_index: int | None
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    shape: CellShape
+    preprocess: tuple[Block, Block]
+    edges: tuple[EdgePlan, ...]
+
+
+class Output(NamedTuple):
+    """logits (G, N, classes); stats (G, R): batch statistics in the layout of `running`."""
+
+    logits: Tensor
+    stats: Tensor
+
+
+class NetworkPlan:
+    """Blocks, layouts and the forward pass of one network."""
+
+    def __init__(
+        self, shape: NetworkShape, cell_edges: Callable[[CellShape], Iterator[EdgePlan]]
+    ) -> None:
+        self.shape = shape
+        size = shape.image_size
+        self.stem = Block(
+            (
+                Conv("stem.0", (shape.stem_channels, shape.image_channels, 3, 3)),
+                BatchNorm("stem.1", shape.stem_channels, True),
+            ),
+            shape.stem_channels,
+            size * size,
+        )
+        self.cells = tuple(
+            CellPlan(cell, _preprocess_blocks(cell), tuple(cell_edges(cell)))
+            for cell in shape.cells()
+        )
+        self.head_shapes = {
+            "classifier.weight": (shape.classes, shape.head_channels),
+            "classifier.bias": (shape.classes,),
+        }
+        self.blocks = tuple(self._iter_blocks())
+        block_shapes = [parameter_shapes(block.parts) for block in self.blocks]
+        self.parameters = FlatLayout(
+            item for shapes in (*block_shapes, self.head_shapes) for item in shapes.items()
+        )
+        self.running = FlatLayout(
+            (f"{norm.name}.{what}", (norm.channels,))
+            for block in self.blocks
+            for norm in block.norms
+            for what in ("running_mean", "running_var")
+        )
+        self._sizes = [
+            sum(math.prod(s) for s in shapes.values()) for shapes in (*block_shapes, self.head_shapes)
+        ]
+        self._running_sizes = [sum(2 * n.channels for n in b.norms) for b in self.blocks]
+
+    def __call__(
+        self,
+        theta: Tensor,
+        weights: Weights | None,
+        x: Tensor,
+        *,
+        running: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> Output:
+        """Runs the network.
+
+        Args:
+            theta: (G, P) parameters.
+            weights: mixing weights, or None for a network without mixed edges.
+            x: (G, N, H, W, C) images.
+            running: (G, R) running statistics: eval mode. None: training mode.
+            counts: (G) int64, images that count; see `ops.mixed_op`.
+        """
+        call = _Call(self, theta, weights, running, counts)
+        before_last = last = call.stem(x)
+        for cell in self.cells:
+            before_last, last = last, call.cell(cell, before_last, last)
+        features = last.mean((2, 3))  # (G, N, C)
+        return Output(call.head(features), call.statistics())
+
+    def initial(self, clients: int, generator: torch.Generator | None = None) -> Tensor:
+        """Fresh parameters (G, P), the same for every client, by PyTorch's layer defaults.
+
+        Kaiming-uniform with a = sqrt(5) for convolutions and the linear layer, batch norms at 1, 0.
+        """
+        row = torch.empty(self.parameters.size)
+        views = self.parameters.views(row)
+        norms = {f"{norm.name}.weight" for block in self.blocks for norm in block.norms}
+        for name, view in views.items():
+            if name in norms:
+                view.fill_(1)
+            elif view.dim() == 1 and name != "classifier.bias":
+                view.zero_()
+            else:
+                fan_in = self.shape.head_channels if view.dim() < 3 else view[0].numel()
+                bound = 1 / math.sqrt(fan_in)
+                view.uniform_(-bound, bound, generator=generator)
+        return row.expand(clients, -1).clone()
+
+    def initial_running(self, clients: int) -> Tensor:
+        """Running statistics (G, R) of fresh batch norms: mean 0, variance 1."""
+        row = torch.zeros(self.running.size)
+        for name, view in self.running.views(row).items():
+            if name.endswith("running_var"):
+                view.fill_(1)
+        return row.expand(clients, -1).clone()
+
+    @torch.no_grad()
+    def update_running(
+        self, running: Tensor, stats: Tensor, counts: Tensor, momentum: float = fn.MOMENTUM
+    ) -> None:
+        """running <- (1 - momentum) * running + momentum * stats, variances unbiased, in place.
+
+        running, stats (G, R); counts (G) images in the batch; clients with none keep theirs.
+        """
+        n = counts[:, None] * self._variance_positions()  # (G, R), 0 at the means
+        # n / (n - 1), as torch's batch norm; 1 at the means and where the batch is empty.
+        unbiased = torch.where(n > 1, n / (n - 1).clamp(min=1), 1.0)
+        step = torch.where(counts > 0, momentum, 0.0)[:, None].to(running.dtype)
+        running.lerp_(stats * unbiased.to(stats.dtype), step.expand_as(running))
+
+    def _variance_positions(self) -> Tensor:
+        """Output pixels an entry of `running` averages over; 0 where it is a mean. (R)"""
+        parts = [
+            torch.tensor([0, block.positions]).repeat_interleave(norm.channels)
+            for block in self.blocks
+            for norm in block.norms
+        ]
+        return torch.cat(parts)
+
+    def split_parameters(self, theta: Tensor) -> Sequence[Tensor]:
+        """(G, P) -> one (G, L) per block, the head last. One concatenation in backward."""
+        return theta.split(self._sizes, dim=1)
+
+    def split_running(self, running: Tensor) -> list[Tensor]:
+        """(G, R) -> one (G, S, 2, C) per block."""
+        parts = running.split(self._running_sizes, dim=1)
+        return [
+            part.view(part.shape[0], len(block.norms), 2, block.channels)
+            for part, block in zip(parts, self.blocks, strict=True)
+        ]
+
+    def _iter_blocks(self) -> Iterator[Block]:
+        yield self.stem
+        for cell in self.cells:
+            yield from cell.preprocess
+            for edge in cell.edges:
+                yield edge.block
+
+
+def supernet_plan(shape: NetworkShape) -> NetworkPlan:
+    """All candidates on all edges; names as in the public DARTS supernet."""
+
+    def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
+        for edge in edges(shape.nodes):
+            stride = edge.stride(cell.reduction)
+            prefix = f"cells.{cell.index}._ops.{edge.index}._ops"
+            parts = tuple(
+                _renamed(layer, f"{prefix}.{k}.{layer.name}")
+                for k, candidate in enumerate(shape.candidates)
+                for layer in layers(candidate, cell.channels, stride)
+            )
+            block = Block(parts, cell.channels, cell.size_out**2)
+            yield EdgePlan(
+                block, edge.source, edge.target_node, stride, shape.candidates, edge.index
+            )
+
+    return NetworkPlan(shape, cell_edges)
+
+
+def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
+    """Two edges a node with one operation each; names as in the public DARTS evaluation network."""
+
+    def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
+        for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
+            stride = 2 if cell.reduction and source < 2 else 1
+            parts = tuple(
+                _renamed(layer, f"cells.{cell.index}._ops.{index}.{layer.name}")
+                for layer in layers(primitive, cell.channels, stride)
+            )
+            block = Block(parts, cell.channels, cell.size_out**2)
+            yield EdgePlan(block, source, index // 2, stride, (primitive,), None)
+
+    return NetworkPlan(shape, cell_edges)
+
+
+def inherited_names(
+    derived: NetworkPlan, genotype: Genotype, shape: NetworkShape
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Name in the supernet of each parameter and of each running statistic of the derived net."""
+    sources = {(edge.source, edge.target_node): edge.index for edge in edges(shape.nodes)}
+    prefixes: dict[str, str] = {}
+    for cell in shape.cells():
+        for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
+            edge = sources[(source, index // 2)]
+            candidate = shape.candidates.index(primitive)
+            prefixes[f"cells.{cell.index}._ops.{index}."] = (
+                f"cells.{cell.index}._ops.{edge}._ops.{candidate}."
+            )
+
+    def name_in_supernet(name: str) -> str:
+        parts = name.split(".")
+        prefix = ".".join(parts[:4]) + "."
+        return prefixes[prefix] + ".".join(parts[4:]) if prefix in prefixes else name
+
+    return (
+        {name: name_in_supernet(name) for name in derived.parameters.slots},
+        {name: name_in_supernet(name) for name in derived.running.slots},
+    )
+
+
+class _Call:
+    """One forward pass: hands each block its slices and collects its statistics."""
+
+    def __init__(
+        self,
+        plan: NetworkPlan,
+        theta: Tensor,
+        weights: Weights | None,
+        running: Tensor | None,
+        counts: Tensor | None,
+    ) -> None:
+        self.plan = plan
+        self.counts = counts
+        *parameters, self._head = plan.split_parameters(theta)
+        statistics: Sequence[Tensor | None] = [None] * len(plan.blocks)
+        if running is not None:
+            statistics = plan.split_running(running)
+        # Blocks run in the order of their parameters.
+        self._slices = iter(zip(parameters, statistics, strict=True))
+        self._weights = None if weights is None else tuple(w.unbind(1) for w in weights)
+        self._ones = theta.new_ones(theta.shape[0], 1)
+        self._stats: list[Tensor] = []
+
+    def stem(self, x: Tensor) -> Tensor:
+        weight, gamma, beta, running = self._next(self.plan.stem)
+        return fn.affine(self._norm(fn.conv3x3(x, weight), running), gamma, beta)
+
+    def cell(self, cell: CellPlan, before_last: Tensor, last: Tensor) -> Tensor:
+        states = [
+            self._preprocess(block, x)
+            for block, x in zip(cell.preprocess, (before_last, last), strict=True)
+        ]
+        for node in range(self.plan.shape.nodes):
+            inputs = [
+                self._edge(edge, states[edge.source], cell.shape.reduction)
+                for edge in cell.edges
+                if edge.node == node
+            ]
+            states.append(sum(inputs[1:], inputs[0]))
+        return torch.cat(states[2:], dim=-1)  # (G, N, H, W, nodes * C)
+
+    def head(self, features: Tensor) -> Tensor:
+        views = FlatLayout(self.plan.head_shapes.items()).views(self._head)
+        return fn.linear(features, views["classifier.weight"], views["classifier.bias"])
+
+    def statistics(self) -> Tensor:
+        return torch.cat([s.flatten(1) for s in self._stats], dim=1)  # (G, R)
+
+    def _next(self, block: Block) -> tuple[*tuple[Tensor, ...], Tensor | None]:
+        """The block's parameters, shaped, then its running statistics."""
+        flat, running = next(self._slices)
+        layout = FlatLayout(parameter_shapes(block.parts).items())
+        return (*layout.views(flat).values(), running)
+
+    def _norm(self, z: Tensor, running: Tensor | None) -> Tensor:
+        normal, stats = fn.batch_norm(z, running, self.counts)
+        self._stats.append(stats)
+        return normal
+
+    def _preprocess(self, block: Block, x: Tensor) -> Tensor:
+        *weights, running = self._next(block)
+        x = torch.relu(x)
+        if len(weights) == 1:
+            return self._norm(fn.pointwise(x, weights[0]), running)
+        halves = [fn.pointwise(g, w) for g, w in zip(fn.shifted_grids(x), weights, strict=True)]
+        return self._norm(torch.cat(halves, dim=-1), running)
+
+    def _edge(self, edge: EdgePlan, x: Tensor, reduction: bool) -> Tensor:
+        params, running = next(self._slices)
+        if edge.weights_index is None:
+            if edge.candidates == ("skip_connect",) and edge.stride == 1:
+                return x
+            weights = self._ones
+        elif self._weights is None:
+            raise ValueError("this network has mixed edges: weights must not be None")
+        else:
+            weights = self._weights[int(reduction)][edge.weights_index]
+        out, stats = mixed_op(
+            x,
+            weights,
+            params,
+            edge.candidates,
+            stride=edge.stride,
+            running=running,
+            counts=self.counts,
+        )
+        self._stats.append(stats)
+        return out
+
+
+def _preprocess_blocks(cell: CellShape) -> tuple[Block, Block]:
+    first, second = cell.preprocess()
+    return (
+        _preprocess_block(cell, 0, first),
+        _preprocess_block(cell, 1, second),
+    )
+
+
+def _preprocess_block(cell: CellShape, index: int, parts: tuple[Layer, ...]) -> Block:
+    prefix = f"cells.{cell.index}.preprocess{index}"
+    named = tuple(_renamed(part, f"{prefix}.{part.name}") for part in parts)
+    return Block(named, cell.channels, cell.size_in**2)
+
+
+def _renamed(layer: Layer, name: str) -> Layer:
+    if isinstance(layer, Conv):
+        return Conv(name, layer.shape)
+    return BatchNorm(name, layer.channels, layer.affine)
+
+
+def _pairs(genotype: Genotype, cell: CellShape) -> tuple[tuple[str, int], ...]:
+    return genotype.reduce if cell.reduction else genotype.normal
