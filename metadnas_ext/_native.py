@@ -5,6 +5,7 @@ There is no silent fallback: a missing or broken library is an ImportError that 
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -13,17 +14,21 @@ import torch
 REFERENCE = os.environ.get("METADNAS_EXT_REFERENCE", "0") == "1"
 """True: every operator runs as its pure-torch twin and no native code is loaded."""
 
-if REFERENCE:
-    _C: Any = None
-else:
+
+def _load() -> Any:
+    if REFERENCE:
+        return None
     try:
-        from metadnas_ext import _C
+        return importlib.import_module("metadnas_ext._C")
     except ImportError as error:
         raise ImportError(
             "metadnas_ext: the native library metadnas_ext._C cannot be loaded "
             f"({error}). Build it with `pip install .`, or set METADNAS_EXT_REFERENCE=1 to run "
             "the slow pure-torch path."
         ) from error
+
+
+_C = _load()
 
 
 def build_info() -> dict[str, str | bool]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from metadnas_ext.ops import weighted_mean
+from metadnas_ext.ops.weighted_mean import weighted_mean
 
 METHODS = ("mean",)
 

@@ -14,6 +14,14 @@ EPS = 1e-5
 MOMENTUM = 0.1
 
 
+def check_images(x: Tensor, channels: int, clients: int | None) -> None:
+    """ValueError unless x is (N, channels, H, W), or with `clients` (G, N, channels, H, W)."""
+    lead = () if clients is None else (clients,)
+    if x.dim() != len(lead) + 4 or x.shape[-3] != channels or x.shape[: len(lead)] != lead:
+        expected = ", ".join(map(str, (*lead, "N", channels, "H", "W")))
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected ({expected})")
+
+
 def batch_norm(z: Tensor, running: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Normalises z (G, N, H, W, C) over N, H, W; returns it and the statistics (G, 1, 2, C).
 

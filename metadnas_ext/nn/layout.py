@@ -1,7 +1,7 @@
 """Named tensors as slices of one flat row per client.
 
-A cohort's parameters are one tensor [G, P]; broadcasting, averaging, optimiser steps, checkpoints and
-messages then act on one tensor, and each named parameter is a view.
+A cohort's parameters are one tensor [G, P]; broadcasting, averaging, optimiser steps, checkpoints
+and messages then act on one tensor, and each named parameter is a view.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FlatLayout:
         self._check(flat)
         lead = flat.shape[:-1]
         return {
-            name: flat[..., slot.offset : slot.end].view(*lead, *slot.shape)
+            name: flat[..., slot.offset : slot.end].view((*lead, *slot.shape))
             for name, slot in self.slots.items()
         }
 

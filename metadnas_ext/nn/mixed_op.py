@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metadnas_ext import ops
-from metadnas_ext.nn.functional import EPS, MOMENTUM
+from metadnas_ext.nn.functional import EPS, MOMENTUM, check_images
 from metadnas_ext.nn.layout import FlatLayout
 from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
 from metadnas_ext.space.primitives import PRIMITIVES
@@ -75,13 +75,11 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
         single = self.clients is None
-        if x.dim() != (4 if single else 5):
-            expected = "(N, C, H, W)" if single else "(G, N, C, H, W)"
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
+        check_images(x, self.channels, self.clients)
         if single:
             x, p = x[None], p[None]
-        params = gather(self, self._layout, self.clients)  # (G, P)
-        running = gather(self, self._running_layout, self.clients)  # (G, R)
+        params = self._gather(self._layout, x)  # (G, P)
+        running = self._gather(self._running_layout, x)  # (G, R)
         norms = running.view(x.shape[0], -1, 2, self.channels)
         out, stats = ops.mixed_op(
             x.permute(0, 1, 3, 4, 2),
@@ -97,6 +95,10 @@ class MixedOp(nn.Module):
             self._update(norms, stats, out[0, ..., 0].numel())
         out = out.permute(0, 1, 4, 2, 3)
         return out[0] if single else out
+
+    def _gather(self, layout: FlatLayout, x: Tensor) -> Tensor:
+        """The tensors that `layout` names as (G, P); where there are none, of x's dtype."""
+        return gather(self, layout, self.clients) if layout.size else x.new_zeros(x.shape[0], 0)
 
     @torch.no_grad()
     def _update(self, running: Tensor, stats: Tensor, positions: int) -> None:

@@ -27,17 +27,20 @@ class Node(nn.Module):
 
 
 def register_parameters(root: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
-    """Registers each slot of `layout` as a parameter below `root`; values are views of `flat`."""
+    """Registers each slot of `layout` as a parameter below `root`.
+
+    Values are copied: a view would take all of `flat` with it wherever it is pickled.
+    """
     for name, view in layout.views(flat).items():
         parent, leaf = _parent(root, name)
-        parent.register_parameter(leaf, nn.Parameter(view))
+        parent.register_parameter(leaf, nn.Parameter(view.clone()))
 
 
 def register_running(root: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
     """Registers running statistics as buffers, with batch norm's step counter beside each pair."""
     for name, view in layout.views(flat).items():
         parent, leaf = _parent(root, name)
-        parent.register_buffer(leaf, view)
+        parent.register_buffer(leaf, view.clone())
         if leaf == "running_var":
             steps = torch.zeros(flat.shape[:-1], dtype=torch.int64)
             parent.register_buffer("num_batches_tracked", steps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metadnas_ext.errors import ConfigError
+from metadnas_ext.nn.functional import check_images
 from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
 from metadnas_ext.nn.plan import (
     NetworkPlan,
@@ -14,7 +16,7 @@ from metadnas_ext.nn.plan import (
     supernet_plan,
 )
 from metadnas_ext.search.discretize import discretize
-from metadnas_ext.space import CostTable, Genotype, NetworkShape, edges
+from metadnas_ext.space import CostTable, Genotype, NetworkShape, cost_table, edges
 from metadnas_ext.space.primitives import PRIMITIVES
 
 
@@ -42,15 +44,14 @@ class _Network(nn.Module):
 
     def _run(self, x: Tensor, weights: Weights | None) -> Tensor:
         single = self.clients is None
-        if x.dim() != (4 if single else 5):
-            expected = "(N, C, H, W)" if single else "(G, N, C, H, W)"
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected {expected}")
+        check_images(x, self.shape.image_channels, self.clients)
         x = (x[None] if single else x).permute(0, 1, 3, 4, 2).contiguous()  # (G, N, H, W, C)
         running = self.flat_running()
         out = self.plan(self.flat(), weights, x, running=None if self.training else running)
         if self.training:
             counts = torch.full((x.shape[0],), x.shape[1])
-            self.plan.update_running(running, out.stats, counts)
+            size = (x.shape[2], x.shape[3])
+            self.plan.update_running(running, out.stats, counts, size=size)
             write_running(self, self.plan.running, running)
         return out.logits[0] if single else out.logits
 
@@ -119,7 +120,18 @@ class Supernet(_Network):
     def genotype(
         self, costs: CostTable | None = None, budget: float | None = None, client: int = 0
     ) -> Genotype:
-        """The discrete architecture of (one client's) α, within a budget if given."""
+        """The discrete architecture of (one client's) α, within a budget if given.
+
+        Errors as `search.discretize`, and ValueError if `costs` are of other candidates.
+        """
+        if costs is None:
+            if budget is not None:
+                raise ConfigError("a budget needs a cost table")
+            costs = cost_table(self.shape)  # names the candidates
+        if costs.candidates != self.shape.candidates:
+            raise ValueError(
+                f"the costs are of {costs.candidates}, the candidates {self.shape.candidates}"
+            )
         normal, reduce = (a.detach() for a in self.arch_parameters())
         if self.clients is not None:
             normal, reduce = normal[client], reduce[client]
@@ -127,7 +139,7 @@ class Supernet(_Network):
 
     def derive(self, genotype: Genotype, client: int = 0) -> DerivedNet:
         """The discrete network of `genotype` with (one client's) weights and statistics."""
-        net = DerivedNet(self.shape, genotype)
+        net = DerivedNet(self.shape, genotype).to(self.alphas_normal)
         index, running_index = inherit_indices(self.plan, net.plan, genotype)
         with torch.no_grad():
             net.load_flat(
@@ -150,9 +162,7 @@ class DerivedNet(_Network):
         clients: None, or G clients that share the architecture but not the weights.
     """
 
-    def __init__(
-        self, shape: NetworkShape, genotype: Genotype, clients: int | None = None
-    ) -> None:
+    def __init__(self, shape: NetworkShape, genotype: Genotype, clients: int | None = None) -> None:
         super().__init__(derived_plan(shape, genotype), clients)
         self.genotype = genotype
 

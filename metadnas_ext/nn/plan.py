@@ -35,13 +35,13 @@ Weights = tuple[Tensor, Tensor]
 class Block:
     """One unit of computation whose parameters are neighbours in the flat row.
 
-    `parts` are its layers by full name; `channels` and `positions` the channels and pixels of its
-    output, which batch norms average over.
+    `parts` are its layers by full name, `channels` those of its output, `halvings` the number of
+    reductions between the image and its output.
     """
 
     parts: tuple[Layer, ...]
     channels: int
-    positions: int
+    halvings: int
 
     @property
     def norms(self) -> tuple[BatchNorm, ...]:
@@ -81,17 +81,16 @@ class NetworkPlan:
         self, shape: NetworkShape, cell_edges: Callable[[CellShape], Iterator[EdgePlan]]
     ) -> None:
         self.shape = shape
-        size = shape.image_size
         self.stem = Block(
             (
                 Conv("stem.0", (shape.stem_channels, shape.image_channels, 3, 3)),
                 BatchNorm("stem.1", shape.stem_channels, True),
             ),
             shape.stem_channels,
-            size * size,
+            0,
         )
         self.cells = tuple(
-            CellPlan(cell, _preprocess_blocks(cell), tuple(cell_edges(cell)))
+            CellPlan(cell, _preprocess_blocks(shape, cell), tuple(cell_edges(cell)))
             for cell in shape.cells()
         )
         self.head_shapes = {
@@ -110,7 +109,8 @@ class NetworkPlan:
             for what in ("running_mean", "running_var")
         )
         self._sizes = [
-            sum(math.prod(s) for s in shapes.values()) for shapes in (*block_shapes, self.head_shapes)
+            sum(math.prod(s) for s in shapes.values())
+            for shapes in (*block_shapes, self.head_shapes)
         ]
         self._running_sizes = [sum(2 * n.channels for n in b.norms) for b in self.blocks]
 
@@ -168,22 +168,35 @@ class NetworkPlan:
 
     @torch.no_grad()
     def update_running(
-        self, running: Tensor, stats: Tensor, counts: Tensor, momentum: float = fn.MOMENTUM
+        self,
+        running: Tensor,
+        stats: Tensor,
+        counts: Tensor,
+        momentum: float = fn.MOMENTUM,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """running <- (1 - momentum) * running + momentum * stats, variances unbiased, in place.
 
-        running, stats (G, R); counts (G) images in the batch; clients with none keep theirs.
+        running, stats (G, R); counts (G) images in the batch; clients with none keep theirs; size
+        (H, W) of the images if not `shape.image_size`.
         """
-        n = counts[:, None] * self._variance_positions()  # (G, R), 0 at the means
+        n = counts[:, None] * self._variance_positions(size)  # (G, R), 0 at the means
         # n / (n - 1), as torch's batch norm; 1 at the means and where the batch is empty.
-        unbiased = torch.where(n > 1, n / (n - 1).clamp(min=1), 1.0)
-        step = torch.where(counts > 0, momentum, 0.0)[:, None].to(running.dtype)
-        running.lerp_(stats * unbiased.to(stats.dtype), step.expand_as(running))
+        unbiased = torch.where(n > 1, n.to(stats.dtype) / (n - 1).clamp(min=1), 1.0)
+        step = (counts > 0).to(running.dtype)[:, None] * momentum  # (G, 1)
+        running.lerp_(stats * unbiased, step.expand_as(running))
 
-    def _variance_positions(self) -> Tensor:
+    def _variance_positions(self, size: tuple[int, int] | None) -> Tensor:
         """Output pixels an entry of `running` averages over; 0 where it is a mean. (R)"""
+        height, width = size or (self.shape.image_size,) * 2
+
+        def positions(halvings: int) -> int:
+            step = 1 << halvings
+            return math.ceil(height / step) * math.ceil(width / step)
+
         parts = [
-            torch.tensor([0, block.positions]).repeat_interleave(norm.channels)
+            torch.tensor([0, positions(block.halvings)]).repeat_interleave(norm.channels)
             for block in self.blocks
             for norm in block.norms
         ]
@@ -191,11 +204,11 @@ class NetworkPlan:
 
     def split_parameters(self, theta: Tensor) -> Sequence[Tensor]:
         """(G, P) -> one (G, L) per block, the head last. One concatenation in backward."""
-        return theta.split(self._sizes, dim=1)
+        return torch.split(theta, self._sizes, dim=1)
 
     def split_running(self, running: Tensor) -> list[Tensor]:
         """(G, R) -> one (G, S, 2, C) per block."""
-        parts = running.split(self._running_sizes, dim=1)
+        parts = torch.split(running, self._running_sizes, dim=1)
         return [
             part.view(part.shape[0], len(block.norms), 2, block.channels)
             for part, block in zip(parts, self.blocks, strict=True)
@@ -221,7 +234,7 @@ def supernet_plan(shape: NetworkShape) -> NetworkPlan:
                 for k, candidate in enumerate(shape.candidates)
                 for layer in layers(candidate, cell.channels, stride)
             )
-            block = Block(parts, cell.channels, cell.size_out**2)
+            block = Block(parts, cell.channels, _halvings(shape, cell.index + 1))
             yield EdgePlan(
                 block, edge.source, edge.target_node, stride, shape.candidates, edge.index
             )
@@ -230,7 +243,12 @@ def supernet_plan(shape: NetworkShape) -> NetworkPlan:
 
 
 def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
-    """Two edges a node with one operation each; names as in the public DARTS evaluation network."""
+    """Two edges a node with one operation each; names as in the public DARTS evaluation network.
+
+    Raises ValueError if the genotype has another number of nodes than `shape`.
+    """
+    if genotype.nodes != shape.nodes:
+        raise ValueError(f"the shape has {shape.nodes} nodes, the genotype {genotype.nodes}")
 
     def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
         for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
@@ -239,7 +257,7 @@ def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
                 _renamed(layer, f"cells.{cell.index}._ops.{index}.{layer.name}")
                 for layer in layers(primitive, cell.channels, stride)
             )
-            block = Block(parts, cell.channels, cell.size_out**2)
+            block = Block(parts, cell.channels, _halvings(shape, cell.index + 1))
             yield EdgePlan(block, source, index // 2, stride, (primitive,), None)
 
     return NetworkPlan(shape, cell_edges)
@@ -248,12 +266,18 @@ def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
 def inherited_names(
     derived: NetworkPlan, genotype: Genotype, shape: NetworkShape
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Name in the supernet of each parameter and of each running statistic of the derived net."""
+    """Name in the supernet of each parameter and of each running statistic of the derived net.
+
+    Raises ValueError if the genotype has a candidate that the supernet lacks.
+    """
     sources = {(edge.source, edge.target_node): edge.index for edge in edges(shape.nodes)}
     prefixes: dict[str, str] = {}
     for cell in shape.cells():
         for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
             edge = sources[(source, index // 2)]
+            if primitive not in shape.candidates:
+                known = ", ".join(shape.candidates)
+                raise ValueError(f"the supernet has no candidate {primitive!r}, only {known}")
             candidate = shape.candidates.index(primitive)
             prefixes[f"cells.{cell.index}._ops.{index}."] = (
                 f"cells.{cell.index}._ops.{edge}._ops.{candidate}."
@@ -294,7 +318,7 @@ class _Call:
         self._stats: list[Tensor] = []
 
     def stem(self, x: Tensor) -> Tensor:
-        weight, gamma, beta, running = self._next(self.plan.stem)
+        (weight, gamma, beta), running = self._next(self.plan.stem)
         return fn.affine(self._norm(fn.conv3x3(x, weight), running), gamma, beta)
 
     def cell(self, cell: CellPlan, before_last: Tensor, last: Tensor) -> Tensor:
@@ -318,11 +342,11 @@ class _Call:
     def statistics(self) -> Tensor:
         return torch.cat([s.flatten(1) for s in self._stats], dim=1)  # (G, R)
 
-    def _next(self, block: Block) -> tuple[*tuple[Tensor, ...], Tensor | None]:
-        """The block's parameters, shaped, then its running statistics."""
+    def _next(self, block: Block) -> tuple[list[Tensor], Tensor | None]:
+        """The block's parameters, shaped, and its running statistics."""
         flat, running = next(self._slices)
         layout = FlatLayout(parameter_shapes(block.parts).items())
-        return (*layout.views(flat).values(), running)
+        return list(layout.views(flat).values()), running
 
     def _norm(self, z: Tensor, running: Tensor | None) -> Tensor:
         normal, stats = fn.batch_norm(z, running, self.counts)
@@ -330,7 +354,7 @@ class _Call:
         return normal
 
     def _preprocess(self, block: Block, x: Tensor) -> Tensor:
-        *weights, running = self._next(block)
+        weights, running = self._next(block)
         x = torch.relu(x)
         if len(weights) == 1:
             return self._norm(fn.pointwise(x, weights[0]), running)
@@ -360,18 +384,19 @@ class _Call:
         return out
 
 
-def _preprocess_blocks(cell: CellShape) -> tuple[Block, Block]:
+def _preprocess_blocks(shape: NetworkShape, cell: CellShape) -> tuple[Block, Block]:
+    def block(index: int, parts: tuple[Layer, ...]) -> Block:
+        prefix = f"cells.{cell.index}.preprocess{index}"
+        named = tuple(_renamed(part, f"{prefix}.{part.name}") for part in parts)
+        return Block(named, cell.channels, _halvings(shape, cell.index))
+
     first, second = cell.preprocess()
-    return (
-        _preprocess_block(cell, 0, first),
-        _preprocess_block(cell, 1, second),
-    )
+    return block(0, first), block(1, second)
 
 
-def _preprocess_block(cell: CellShape, index: int, parts: tuple[Layer, ...]) -> Block:
-    prefix = f"cells.{cell.index}.preprocess{index}"
-    named = tuple(_renamed(part, f"{prefix}.{part.name}") for part in parts)
-    return Block(named, cell.channels, cell.size_in**2)
+def _halvings(shape: NetworkShape, cells: int) -> int:
+    """Reductions among the first `cells` cells."""
+    return sum(index < cells for index in shape.reductions())
 
 
 def _renamed(layer: Layer, name: str) -> Layer:

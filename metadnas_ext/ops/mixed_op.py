@@ -34,8 +34,8 @@ def mixed_op(
 ) -> tuple[Tensor, Tensor]:
     """Sum over candidates of mixing weight times candidate(x), for G clients at once.
 
-    The mixed operation of Liu et al., "DARTS" (ICLR 2019), equation 2, with the mixing weights given
-    (softmax, sigmoid, one-hot, ... of the architecture parameters).
+    The mixed operation of Liu et al., "DARTS" (ICLR 2019), equation 2, with the mixing weights
+    given (softmax, sigmoid, one-hot, ... of the architecture parameters).
 
     Args:
         x: (G, N, H, W, C) activations, channels last, float32 or float64.
@@ -107,7 +107,7 @@ def _counts(candidates: Sequence[int], channels: int, stride: int) -> tuple[int,
 
 
 def _register() -> None:
-    @torch.library.register_fake("metadnas_ext::mixed_op_forward")
+    @torch.library.register_fake("metadnas_ext::mixed_op_forward")  # type: ignore[untyped-decorator]
     def _(
         x: Tensor,
         weights: Tensor,
@@ -128,7 +128,7 @@ def _register() -> None:
             x.new_empty(units, clients, images, *size, channels),
         )
 
-    @torch.library.register_fake("metadnas_ext::mixed_op_backward")
+    @torch.library.register_fake("metadnas_ext::mixed_op_backward")  # type: ignore[untyped-decorator]
     def _(
         grad_out: Tensor, x: Tensor, weights: Tensor, params: Tensor, *args: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +148,7 @@ def _register() -> None:
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weights, params, running, counts, *ctx.rest = inputs
-    out, stats, z = output
+    _, stats, z = output
     ctx.training = running is None
     ctx.mark_non_differentiable(stats, z)
     ctx.save_for_backward(x, weights, params, stats, z, counts)
@@ -172,20 +172,28 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     """Gradient of the backward pass: the twin's first gradient, differentiated by autograd.
 
     stats and z are functions of x and params, and the twin makes them anew, so all of the gradient
-    arrives at grad_out, x, weights and params.
+    arrives at grad_out, x, weights and params. Built of differentiable operators on the saved
+    tensors: with create_graph it can be differentiated again.
     """
     grad_out, x, weights, params, stats, counts = ctx.saved_tensors
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (grad_out, x, weights, params)]
+        # Views, because grad_out may itself depend on x: only the direct path counts here.
+        leaves = [
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in (grad_out, x, weights, params)
+        ]
         running = None if ctx.training else stats
         out, _ = reference.mixed_op(leaves[1], leaves[2], leaves[3], running, counts, *ctx.rest)
         first = torch.autograd.grad(
             out, leaves[1:], leaves[0], create_graph=True, materialize_grads=True
         )
-        used = [(f, g) for f, g in zip(first, grads, strict=True) if g is not None]
+        used = [
+            (f, g) for f, g in zip(first, grads, strict=True) if g is not None and f.requires_grad
+        ]
         total = sum((f * g).sum() for f, g in used)
         second = (
-            torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            torch.autograd.grad(total, leaves, create_graph=create_graph, materialize_grads=True)
             if used
             else [None] * 4
         )

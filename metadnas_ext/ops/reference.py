@@ -1,7 +1,7 @@
 """Pure-torch twins of the native operators: fallback, oracle of the tests, double backward.
 
-Written for clarity, with ordinary PyTorch layers' arithmetic and one client at a time. Every function
-is differentiable any number of times.
+Written for clarity, with ordinary PyTorch layers' arithmetic and one client at a time. Every
+function is differentiable any number of times.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ def mixed_op(
 
 def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
     """x (G, ...), weights (G) of at least 0 -> sum of weights * x over their sum, (...)."""
-    share = (weights / weights.sum()).to(x.dtype)
-    used = share != 0  # 0 * NaN is NaN: a client of weight 0 must not reach the result
-    return torch.einsum("g,g...->...", share[used], x[used])
+    share = (weights.double() / weights.double().sum()).view(-1, *[1] * (x.dim() - 1))
+    # 0 * NaN is NaN: a client of weight 0 must not reach the result.
+    x = x.masked_fill((share == 0) & ~x.isfinite(), 0)
+    return (share * x).sum(0).to(x.dtype)
 
 
 class _Client:
@@ -90,8 +91,10 @@ class _Client:
         self._next = 0
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
-        size = tuple((n + self.stride - 1) // self.stride for n in x.shape[2:])
-        total = x.new_zeros(x.shape[0], self.channels, *size)
+        # Zeros that autograd takes for a function of x, so that `none` alone can be differentiated.
+        total = x[:, :, :: self.stride, :: self.stride].masked_fill(
+            x.new_ones((), dtype=torch.bool), 0
+        )
         for k, primitive in enumerate(self.primitives):
             parts = layers(primitive, self.channels, self.stride, self.affine)
             result = self._candidate(primitive, x, self._take(parts), parts)

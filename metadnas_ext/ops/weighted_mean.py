@@ -32,13 +32,11 @@ def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def _register() -> None:
-    @torch.library.register_fake("metadnas_ext::weighted_mean")
+    @torch.library.register_fake("metadnas_ext::weighted_mean")  # type: ignore[untyped-decorator]
     def _(x: Tensor, weights: Tensor) -> Tensor:
         return x.new_empty(x.shape[1:])
 
-    torch.library.register_autograd(
-        "metadnas_ext::weighted_mean", _backward, setup_context=_save
-    )
+    torch.library.register_autograd("metadnas_ext::weighted_mean", _backward, setup_context=_save)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -51,7 +49,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     total = weights.sum()
     mean = weighted_mean(x, weights)
     wide = (weights / total).view(-1, *[1] * grad.dim())
-    grad_weights = ((x - mean) * grad).flatten(1).sum(1) / total
+    grad_weights = ((x - mean) * grad).reshape(x.shape[0], -1).sum(1) / total
     return wide * grad, grad_weights
 
 

@@ -16,14 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._C import discretize_solve
-from ..errors import BudgetError, ConfigError
-from ..space.cost import CostTable, cheapest_cost, dearest_cost, edges
-from ..space.genotype import KEPT, Genotype
-from ..space.primitives import PRIMITIVES
+from metadnas_ext._native import _C, REFERENCE
+from metadnas_ext.errors import BudgetError, ConfigError
+from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost, edges
+from metadnas_ext.space.genotype import KEPT, Genotype
+from metadnas_ext.space.primitives import PRIMITIVES
 
 CELL_TYPES = ("normal", "reduce")
 
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Alpha = tuple[Tensor, Tensor] | Mapping[str, Tensor]
 
 
@@ -71,9 +73,62 @@ def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Ge
     return _solve(array, array, costs.nodes, costs.candidates, costs.fixed, budget, gap * span)
 
 
+def reference_solve(
+    scores: Array, costs: Array, nodes: int, forbidden: int, fixed: float, budget: float, gap: float
+) -> tuple[float, float, list[int], list[int]]:
+    """Twin of `_C.discretize_solve` (csrc/discretize/solver.h) without its bounds: same answers.
+
+    `scores`, `costs`: [types, edges, candidates]; the answer is (score, cost, edges, candidates),
+    the latter two [types * nodes * 2]. ValueError when nothing fits the budget.
+    """
+    types, count, candidates = scores.shape
+    step = gap / (2 * types * nodes)  # one loss per node front and per merge
+    fronts = []
+    for node in range(types * nodes):
+        cell, first = node // nodes, node % nodes * (node % nodes + 3) // 2
+        operations = np.arange(first * candidates, (first + node % nodes + 2) * candidates)
+        operations = operations[operations % candidates != forbidden]
+        a, b = (x.ravel() for x in np.meshgrid(operations, operations, indexing="ij"))
+        distinct = a // candidates < b // candidates
+        pairs = np.stack([a[distinct], b[distinct]], -1)  # (choices, 2)
+        cost, score = (t[cell].reshape(count * candidates)[pairs].sum(-1) for t in (costs, scores))
+        fronts.append(_front(cost, score, pairs, step))
+    cost, score, taken = np.array([fixed]), np.zeros(1), np.zeros((1, 0), dtype=np.int64)
+    for node, (node_cost, node_score, pairs) in enumerate(fronts):
+        i, j = (x.ravel() for x in np.indices((len(cost), len(node_cost))))
+        total = cost[i] + node_cost[j]
+        least = total.copy()  # folds the cheapest rest exactly as a complete choice would be
+        for rest_cost, _, _ in fronts[node + 1 :]:
+            least += rest_cost[0]
+        fits = least <= budget
+        i, j, total = i[fits], j[fits], total[fits]
+        if not len(i):
+            raise ValueError("discretize_solve: no architecture fits the budget")
+        taken = np.concatenate([taken[i], pairs[j]], -1)  # (states, 2 * (node + 1))
+        cost, score, taken = _front(total, score[i] + node_score[j], taken, step)
+    best = taken[-1]  # a front rises in score
+    return (
+        float(score[-1]),
+        float(cost[-1]),
+        (best // candidates).tolist(),
+        (best % candidates).tolist(),
+    )
+
+
+def _front(cost: Array, score: Array, choice: Indices, step: float) -> tuple[Array, Array, Indices]:
+    """Entries by rising cost whose score exceeds every cheaper one's by more than `step`."""
+    order = np.lexsort((*choice.T[::-1], -score, cost))
+    kept, best = [], -math.inf
+    for index, value in zip(order.tolist(), score[order].tolist(), strict=True):
+        if value > best + step:
+            kept.append(index)
+            best = value
+    return cost[kept], score[kept], choice[kept]
+
+
 def _solve(
-    scores: NDArray[np.float64],
-    costs: NDArray[np.float64],
+    scores: Array,
+    costs: Array,
     nodes: int,
     candidates: tuple[str, ...],
     fixed: float,
@@ -81,7 +136,8 @@ def _solve(
     gap: float = 0.0,
 ) -> Genotype:
     forbidden = candidates.index("none") if "none" in candidates else -1
-    _, _, kept, chosen = discretize_solve(scores, costs, nodes, forbidden, fixed, budget, gap)
+    solve = reference_solve if REFERENCE else _C.discretize_solve
+    _, _, kept, chosen = solve(scores, costs, nodes, forbidden, fixed, budget, gap)
     sources = [edge.source for edge in edges(nodes)]
     pairs = [
         (candidates[candidate], sources[edge]) for edge, candidate in zip(kept, chosen, strict=True)
@@ -133,5 +189,5 @@ def _check_budget(costs: CostTable, budget: float) -> None:
         )
 
 
-def _costs_array(costs: CostTable) -> NDArray[np.float64]:
+def _costs_array(costs: CostTable) -> Array:
     return torch.stack([costs.normal, costs.reduce]).detach().cpu().numpy()

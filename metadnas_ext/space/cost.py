@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .genotype import INPUTS, KEPT, Genotype
-from .primitives import (
+from metadnas_ext.errors import ConfigError
+from metadnas_ext.space.genotype import INPUTS, KEPT, Genotype
+from metadnas_ext.space.primitives import (
     PRIMITIVES,
     Conv,
     Layer,

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from .primitives import check_primitive
+from metadnas_ext.space.primitives import check_primitive
 
 Pairs = tuple[tuple[str, int], ...]
 

@@ -7,7 +7,7 @@ import torch
 
 from metadnas_ext import _C
 from metadnas_ext.errors import BudgetError, ConfigError
-from metadnas_ext.search.discretize import discretize, max_cost_genotype
+from metadnas_ext.search.discretize import discretize, max_cost_genotype, reference_solve
 from metadnas_ext.space.cost import (
     CostTable,
     NetworkShape,
@@ -88,29 +88,45 @@ def darts_rule(alpha):
     return tuple(cell)
 
 
-@pytest.mark.parametrize("kind", ["floats", "ties"])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", ["floats", "ties", "proportional"])
+@pytest.mark.parametrize("seed", range(30))
 def test_solver_equals_brute_force(seed, kind):
     rng = np.random.default_rng(seed)
     types, nodes, candidates = [(2, 1, 4), (1, 2, 4), (2, 2, 2), (1, 3, 2), (2, 1, 3)][seed % 5]
     shape = (types, nodes * (nodes + 3) // 2, candidates)
-    # Small integers make many equal sums, which the documented order of ties must resolve.
+    # Small integers make many equal sums, which the documented order of ties must resolve; where
+    # scores are costs, states of equal cost and score also meet on different ways.
     draw = rng.random if kind == "floats" else lambda size: rng.integers(0, 3, size).astype(float)
-    scores, costs = -draw(shape), draw(shape)
+    costs = draw(shape)
+    scores = costs if kind == "proportional" else -draw(shape)
     forbidden = -1 if seed % 3 == 0 else int(rng.integers(candidates))
     fixed = float(rng.random()) if kind == "floats" else 2.0
     total = fixed + costs.sum()
     for budget in (*(fixed + rng.random(6) * (total - fixed)), math.inf):
         expected = brute_force(scores, costs, nodes, forbidden, fixed, budget)
-        arguments = (scores, costs, nodes, forbidden, fixed, budget)
-        if expected is None:
-            with pytest.raises(ValueError, match="no architecture fits the budget"):
-                _C.discretize_solve(*arguments)
-            continue
-        score, cost, kept, chosen = _C.discretize_solve(*arguments)
-        assert (score, -cost) == expected[:2]
-        assert cost <= budget
-        assert list(zip(kept, chosen, strict=True)) == expected[2]
+        arguments = (scores, costs, nodes, forbidden, fixed, budget, 0.0)
+        for solve in (_C.discretize_solve, reference_solve):
+            if expected is None:
+                with pytest.raises(ValueError, match="no architecture fits the budget"):
+                    solve(*arguments)
+                continue
+            score, cost, kept, chosen = solve(*arguments)
+            assert (score, -cost) == expected[:2]
+            assert cost <= budget
+            assert list(zip(kept, chosen, strict=True)) == expected[2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_solver_equals_its_twin_in_the_full_space(seed):
+    generator = torch.Generator().manual_seed(seed)
+    measured = random_table(4, PRIMITIVES, generator)
+    for table in (measured, cost_table(NetworkShape())):
+        alpha = torch.stack(random_alpha(4, 8, generator))
+        scores = torch.log_softmax(alpha, -1).numpy()
+        costs = torch.stack([table.normal, table.reduce]).numpy()
+        for share in (0.05, 0.3):
+            arguments = (scores, costs, 4, 0, table.fixed, budget_at(table, share), 0.0)
+            assert _C.discretize_solve(*arguments) == reference_solve(*arguments)
 
 
 @pytest.mark.parametrize("seed", range(10))

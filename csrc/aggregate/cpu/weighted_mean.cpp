@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
 #include <vector>
 
 #include "common/checks.h"
@@ -39,11 +40,12 @@ std::vector<double> shares(const T* weights, int64_t clients) {
   double total = 0;
   for (int64_t g = 0; g < clients; ++g) {
     const double w = static_cast<double>(weights[g]);
-    STD_TORCH_CHECK(w >= 0 && w <= 1.7e308, kOp, ": weights[", g, "] is ", w,
+    STD_TORCH_CHECK(w >= 0 && std::isfinite(w), kOp, ": weights[", g, "] is ", w,
                     ", expected a finite number of at least 0");
     total += w;
   }
-  STD_TORCH_CHECK(total > 0, kOp, ": weights sum to ", total, ", expected more than 0");
+  STD_TORCH_CHECK(total > 0 && std::isfinite(total), kOp, ": weights sum to ", total,
+                  ", expected a finite number of more than 0");
   std::vector<double> share(static_cast<size_t>(clients));
   for (int64_t g = 0; g < clients; ++g) {
     share[static_cast<size_t>(g)] = static_cast<double>(weights[g]) / total;

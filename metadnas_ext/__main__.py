@@ -1,0 +1,5 @@
+"""`python -m metadnas_ext`."""
+
+from metadnas_ext.cli import main
+
+main()

@@ -1,0 +1,255 @@
+"""Runs methods on a federation, with a run folder that survives a crash at any point.
+
+The folder holds `config.json`, `metrics.jsonl` (one JSON object an event), `checkpoints/`, and at
+the end `results.json` and `genotypes.json`. A resumed run continues behind the last checkpoint and
+ends bit for bit as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from metadnas_ext.config import Config
+from metadnas_ext.errors import RunError
+from metadnas_ext.federated import checkpoint
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.files import write_json
+from metadnas_ext.methods import METHODS, Method, RoundFigures
+from metadnas_ext.report.result import ClientResult
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+GENOTYPES = "genotypes.json"
+
+
+class Observer(Protocol):
+    """Told what happens; the command line shows it."""
+
+    def method_started(self, method: Method, done_rounds: int) -> None: ...
+
+    def round_finished(self, method: Method, index: int, figures: RoundFigures) -> None: ...
+
+    def clients_finished(self, method: Method, results: Sequence[ClientResult]) -> None: ...
+
+
+class Silent:
+    """An observer that does nothing."""
+
+    def method_started(self, method: Method, done_rounds: int) -> None: ...
+
+    def round_finished(self, method: Method, index: int, figures: RoundFigures) -> None: ...
+
+    def clients_finished(self, method: Method, results: Sequence[ClientResult]) -> None: ...
+
+
+@dataclass
+class MethodProgress:
+    """How far one method has come, in JSON values."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    trained: bool = False  # all rounds done
+    results: list[dict[str, Any]] = field(default_factory=list)
+    meta_genotype: dict[str, Any] | None = None
+    training_seconds: float = 0.0
+    personal_seconds: float = 0.0
+
+
+@dataclass
+class Progress:
+    """How far the run has come; with the tensors it decides everything that follows."""
+
+    step: int = 0
+    metrics_bytes: int = 0
+    methods: dict[str, MethodProgress] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        methods = {name: MethodProgress(**values) for name, values in data["methods"].items()}
+        return cls(data["step"], data["metrics_bytes"], methods)
+
+
+def create_run(run_dir: Path, config: Config, methods: Sequence[str]) -> None:
+    """Makes the run folder. RunError if something is there already."""
+    try:
+        run_dir.mkdir(parents=True)
+    except FileExistsError:
+        if not run_dir.is_dir() or any(run_dir.iterdir()):
+            raise RunError(
+                f"{run_dir} exists already; choose another --out, or go on with --resume"
+            ) from None
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {run_dir}: {error.strerror}") from None
+    (run_dir / METRICS).touch()
+    write_json(run_dir / CONFIG, {**config.to_json(), "methods": list(methods)})
+
+
+def load_config(run_dir: Path) -> tuple[Config, list[str]]:
+    """Configuration and methods of an existing run. RunError if it is not one."""
+    path = run_dir / CONFIG
+    try:
+        data = json.loads(path.read_bytes())
+        methods = data.pop("methods")
+        return Config.from_json(data), list(methods)
+    except FileNotFoundError:
+        raise RunError(f"{run_dir} is not a run folder: {path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+class Runner:
+    """Runs `methods` one after another in `run_dir`, from its last checkpoint."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        methods: Sequence[str],
+        run_dir: Path,
+        observer: Observer | None = None,
+    ) -> None:
+        self.federation = federation
+        self.methods = list(methods)
+        self.run_dir = run_dir
+        self.observer: Observer = observer or Silent()
+        self.progress = Progress()
+        self._tensors: dict[str, dict[str, Tensor]] = {}  # by training key
+        latest = checkpoint.load_latest(run_dir)
+        if latest is not None:
+            self.progress = Progress.from_json(latest.progress)
+            for name, tensor in latest.tensors.items():
+                key, _, part = name.partition("/")
+                self._tensors.setdefault(key, {})[part] = tensor
+        # Lines behind the checkpoint belong to work that is done again.
+        os.truncate(run_dir / METRICS, self.progress.metrics_bytes)
+
+    def run(self) -> dict[str, list[ClientResult]]:
+        """Runs to the end; results by method, clients in ascending order."""
+        for name in self.methods:
+            self._run_method(name)
+        results = {
+            name: [ClientResult.from_json(r) for r in self.progress.methods[name].results]
+            for name in self.methods
+        }
+        write_json(
+            self.run_dir / RESULTS, {n: [r.to_json() for r in v] for n, v in results.items()}
+        )
+        write_json(self.run_dir / GENOTYPES, self._genotypes())
+        return results
+
+    def seconds(self) -> dict[str, float]:
+        """Time spent by each method, rounds and personalisation."""
+        return {
+            name: progress.training_seconds + progress.personal_seconds
+            for name, progress in self.progress.methods.items()
+        }
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes up and down over all rounds of each method."""
+        return {
+            name: float(sum(f["bytes_up"] + f["bytes_down"] for f in progress.history))
+            for name, progress in self.progress.methods.items()
+        }
+
+    def _run_method(self, name: str) -> None:
+        method = METHODS[name](self.federation)
+        progress = self.progress.methods.setdefault(name, MethodProgress())
+        self._adopt_training(method, progress)
+        if method.training_key in self._tensors:
+            method.load_state(self._tensors[method.training_key])
+        self.observer.method_started(method, len(progress.history))
+        self._train(method, progress)
+        self._personalise(method, progress)
+
+    def _adopt_training(self, method: Method, progress: MethodProgress) -> None:
+        """A method that trains as an earlier one did starts from its end."""
+        for name, earlier in self.progress.methods.items():
+            same = name != method.name and METHODS[name].training_key == method.training_key
+            if same and earlier.trained and not progress.trained:
+                progress.trained = True
+                progress.meta_genotype = earlier.meta_genotype
+                progress.history = list(earlier.history)
+                progress.training_seconds = earlier.training_seconds
+
+    def _train(self, method: Method, progress: MethodProgress) -> None:
+        history = [RoundFigures(**figures) for figures in progress.history]
+        while not progress.trained:
+            if len(history) >= method.rounds or method.converged(history):
+                progress.trained = True
+                genotype = method.shared_genotype()
+                progress.meta_genotype = None if genotype is None else genotype.to_json()
+                break
+            start = time.monotonic()
+            figures = method.round(len(history))
+            seconds = time.monotonic() - start
+            history.append(figures)
+            progress.history.append(figures.to_json())
+            progress.training_seconds += seconds
+            self._tensors[method.training_key] = method.state()
+            self._commit(
+                {
+                    "event": "round",
+                    "method": method.name,
+                    "round": len(history) - 1,
+                    **figures.to_json(),
+                    "seconds": seconds,
+                }
+            )
+            self.observer.round_finished(method, len(history) - 1, figures)
+
+    def _personalise(self, method: Method, progress: MethodProgress) -> None:
+        done = {result["client"] for result in progress.results}
+        everyone = list(range(self.federation.config.data.clients))
+        for group in self.federation.cohorts(everyone):
+            if done.issuperset(group):
+                continue
+            start = time.monotonic()
+            results = sorted(method.personalise(group), key=lambda result: result.client)
+            seconds = time.monotonic() - start
+            progress.results += [result.to_json() for result in results]
+            progress.personal_seconds += seconds
+            self._commit(
+                {
+                    "event": "personalised",
+                    "method": method.name,
+                    "clients": group,
+                    "test_accuracy": [result.to_json()["test_accuracy"] for result in results],
+                    "seconds": seconds,
+                }
+            )
+            self.observer.clients_finished(method, results)
+
+    def _commit(self, event: dict[str, Any]) -> None:
+        """One line of metrics, then a checkpoint that includes it."""
+        with open(self.run_dir / METRICS, "ab") as file:
+            file.write((json.dumps(event, allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self.progress.metrics_bytes = file.tell()
+        self.progress.step += 1
+        tensors = {
+            f"{key}/{part}": tensor
+            for key, parts in self._tensors.items()
+            for part, tensor in parts.items()
+        }
+        checkpoint.save(
+            self.run_dir,
+            checkpoint.Checkpoint(self.progress.step, tensors, asdict(self.progress)),
+            self.federation.config.run.keep_checkpoints,
+        )
+
+    def _genotypes(self) -> dict[str, Any]:
+        return {
+            name: {
+                "meta": progress.meta_genotype,
+                **{str(r["client"]): r["genotype"] for r in progress.results},
+            }
+            for name, progress in self.progress.methods.items()
+        }

@@ -1,0 +1,87 @@
+"""What a federated method is to the engine that runs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.report.result import ClientResult
+from metadnas_ext.space import Genotype
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """What one round reports. Accuracies in 0..1; None: the method has no such figure."""
+
+    clients: list[int]
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    bytes_up: int
+    bytes_down: int
+    alpha_entropy: float | None = None
+    expected_cost: float | None = None
+    skips: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class Method(ABC):
+    """Federated rounds, then one personalised result per client.
+
+    A method's whole state between two calls is `state()`: together with the configuration it
+    decides everything that follows, bit for bit.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    training_key: ClassVar[str]  # methods with the same key have the same rounds and state
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.config = federation.config
+
+    @property
+    def rounds(self) -> int:
+        """Rounds to run at most."""
+        return self.config.server.rounds
+
+    @abstractmethod
+    def round(self, index: int) -> RoundFigures:
+        """Runs one round and updates the state."""
+
+    @abstractmethod
+    def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
+        """Final networks and test accuracies of some clients, from the state after all rounds."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that decide what follows."""
+
+    @abstractmethod
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Goes on from what `state` returned."""
+
+    def shared_genotype(self) -> Genotype | None:
+        """The architecture the server stands for, if the method has one."""
+        return None
+
+    def converged(self, history: Sequence[RoundFigures]) -> bool:
+        """Whether the last `patience` rounds changed neither accuracy nor entropy."""
+        patience, tolerance = self.config.server.patience, self.config.server.tolerance
+        if patience == 0 or len(history) <= patience:
+            return False
+        recent = history[-patience - 1 :]
+        for values in (
+            [figures.val_accuracy for figures in recent],
+            [figures.alpha_entropy or 0.0 for figures in recent],
+        ):
+            if max(values) - min(values) > tolerance:
+                return False
+        return True

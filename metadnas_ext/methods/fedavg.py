@@ -1,0 +1,122 @@
+"""FedAvg on one fixed architecture, without and with local fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.methods.base import Method, RoundFigures
+from metadnas_ext.methods.derived import (
+    client_result,
+    finetune,
+    mean_over_clients,
+    round_accuracy,
+    train_locally,
+)
+from metadnas_ext.nn import derived_plan
+from metadnas_ext.ops import weighted_mean
+from metadnas_ext.report.result import ClientResult
+from metadnas_ext.search import max_cost_genotype
+from metadnas_ext.search.cohort import ordered
+from metadnas_ext.search.training import Evaluation, cohort_of, evaluate
+from metadnas_ext.seeding import generator
+from metadnas_ext.space import Genotype
+
+
+class FedAvg(Method):
+    """McMahan et al. (AISTATS 2017): average the clients' weights, one model for all.
+
+    The architecture is fixed by hand, as wide a network as every client can afford: the dearest one
+    within the tightest budget.
+    """
+
+    name = "fedavg"
+    title = "FedAvg"
+    training_key = "fedavg"
+    finetuned = False
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        self.genotype = max_cost_genotype(federation.costs, federation.tightest_budget)
+        self.plan = derived_plan(federation.shape, self.genotype)
+        self.theta = self.plan.initial(1, generator(self.config.run.seed, "weights"))[0]
+        self.running = self.plan.initial_running(1)[0]
+
+    def state(self) -> dict[str, Tensor]:
+        return {"theta": self.theta, "running": self.running}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.theta, self.running = tensors["theta"], tensors["running"]
+
+    def shared_genotype(self) -> Genotype:
+        return self.genotype
+
+    def round(self, index: int) -> RoundFigures:
+        sampled = self.federation.sample(index)
+        thetas, runnings, losses, sizes, clients = [], [], [], [], []
+        evaluations: list[Evaluation] = []
+        for group in self.federation.cohorts(sampled):
+            splits = ordered(self.federation.of(group), self.config.client.batch_size)
+            cohort = cohort_of(splits, self.theta, self.running)
+            losses.append(
+                train_locally(
+                    self.federation,
+                    self.plan,
+                    cohort,
+                    self.config.client.epochs,
+                    None,
+                    f"round {index}",
+                )
+            )
+            evaluations.append(
+                evaluate(
+                    self.plan,
+                    cohort,
+                    self.federation.store,
+                    "val",
+                    self.config.client.batch_size,
+                )
+            )
+            thetas.append(cohort.theta)
+            runnings.append(cohort.running)
+            sizes.append(cohort.train_sizes)
+            clients += cohort.clients
+        order = torch.tensor(clients).argsort()
+        weights = torch.cat(sizes)[order]
+        share = weights.to(self.theta.dtype)
+        self.theta = weighted_mean(torch.cat(thetas)[order], share)
+        self.running = weighted_mean(torch.cat(runnings)[order], share)
+        val_loss, val_accuracy = round_accuracy(
+            Evaluation(*(torch.cat(parts) for parts in zip(*evaluations, strict=True)))
+        )
+        numbers = self.theta.numel() + self.running.numel()
+        return RoundFigures(
+            clients=sampled,
+            train_loss=mean_over_clients(torch.cat(losses)[order], weights),
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            bytes_up=4 * numbers * len(sampled),
+            bytes_down=4 * numbers * len(sampled),
+        )
+
+    def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
+        settings = self.config.personalise
+        # Fine-tuning gets the local epochs that other methods spend on adapting and fine-tuning.
+        epochs = settings.adapt_epochs + settings.finetune_epochs if self.finetuned else 0
+        genotypes = dict.fromkeys(clients, self.genotype)
+        start = dict.fromkeys(clients, (self.theta, self.running))
+        trained = finetune(
+            self.federation, genotypes, start, epochs, "finetune", recalibrated=self.finetuned
+        )
+        return [client_result(self.federation, c, trained[c], "fixed") for c in clients]
+
+
+class FedAvgFineTuned(FedAvg):
+    """FedAvg, then each client fine-tunes the whole model on its own data."""
+
+    name = "fedavg_ft"
+    title = "FedAvg + fine-tuning"
+    finetuned = True

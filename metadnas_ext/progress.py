@@ -1,0 +1,114 @@
+"""What a run shows on the terminal: a bar, a line a round, tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.methods import Method, RoundFigures
+from metadnas_ext.report.names import method_name, percent, quantity
+from metadnas_ext.report.result import ClientResult
+from metadnas_ext.report.tables import client_table, compare_table
+
+
+class Display:
+    """An observer of the runner that prints."""
+
+    def __init__(self, console: Console, federation: Federation, run_dir: Path) -> None:
+        self._console = console
+        self._federation = federation
+        self._run_dir = run_dir
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._rounds: TaskID | None = None
+        self._clients: TaskID | None = None
+
+    def __enter__(self) -> Display:
+        self._introduce()
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def method_started(self, method: Method, done_rounds: int) -> None:
+        for task in (self._rounds, self._clients):
+            if task is not None:
+                self._progress.remove_task(task)
+        self._rounds = self._progress.add_task(
+            f"{method.title}: rounds", total=method.rounds, completed=done_rounds
+        )
+        self._clients = self._progress.add_task(
+            f"{method.title}: clients", total=self._federation.config.data.clients
+        )
+
+    def round_finished(self, method: Method, index: int, figures: RoundFigures) -> None:
+        parts = [
+            f"{method.title}  round {index + 1}/{method.rounds}",
+            f"train loss {figures.train_loss:.3f}",
+            f"val loss {figures.val_loss:.3f}",
+            f"val accuracy {percent(figures.val_accuracy)} %",
+        ]
+        if figures.expected_cost is not None:
+            unit = self._federation.costs.unit
+            parts.append(f"expected cost {quantity(figures.expected_cost, unit)}")
+        if figures.alpha_entropy is not None:
+            parts.append(f"entropy {figures.alpha_entropy:.3f}")
+        self._print("  ".join(parts))
+        if self._rounds is not None:
+            self._progress.advance(self._rounds)
+
+    def clients_finished(self, method: Method, results: Sequence[ClientResult]) -> None:
+        if self._clients is not None:
+            self._progress.advance(self._clients, len(results))
+
+    def summarise(
+        self,
+        results: dict[str, list[ClientResult]],
+        seconds: dict[str, float],
+        traffic: dict[str, float],
+    ) -> None:
+        """The final table: clients of one method, or methods beside each other."""
+        if len(results) == 1:
+            for name, rows in results.items():
+                self._console.print(client_table(rows, method_name(name)))
+        else:
+            self._console.print(compare_table(results, seconds, traffic))
+        self._print(f"run folder: {self._run_dir}")
+
+    def _introduce(self) -> None:
+        store, federation = self._federation.store, self._federation
+        self._print(
+            f"{store.name}: {len(store)} images of {store.image_size}x{store.image_size}, "
+            f"{len(store.classes)} classes, over {len(federation.splits)} clients "
+            f"({len(federation.unseen)} unseen)"
+        )
+        self._print(f"run folder: {self._run_dir}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
