@@ -39,8 +39,7 @@ inline const char* dtype_text(torch::headeronly::ScalarType type) {
 // The same dtype and device as x.
 inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ",
-                  dtype_text(t.scalar_type()), ", expected ", dtype_text(x.scalar_type()),
-                  " as x");
+                  dtype_text(t.scalar_type()), ", expected ", dtype_text(x.scalar_type()), " as x");
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU as x is");
 }
 

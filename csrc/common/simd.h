@@ -3,7 +3,8 @@
 // The same kernel source is compiled once per instruction set. The including file sets the compiler
 // target, then defines METADNAS_ISA (a namespace, so that the copies never clash at link time) and
 // METADNAS_VECTOR_BYTES. Standard headers must be included before the target is changed: an inline
-// function of theirs compiled for AVX-512 could otherwise be the copy the linker keeps for everyone.
+// function of theirs compiled for AVX-512 could otherwise be the copy the linker keeps for
+// everyone.
 #pragma once
 
 #if defined(__x86_64__)

@@ -105,9 +105,8 @@ class Builder {
 }  // namespace
 
 int Plan::first_half_units() const {
-  return static_cast<int>(std::count_if(units.begin(), units.end(), [](const Unit& unit) {
-    return unit.source == kFromInput;
-  }));
+  return static_cast<int>(std::count_if(
+      units.begin(), units.end(), [](const Unit& unit) { return unit.source == kFromInput; }));
 }
 
 Plan make_plan(const std::vector<int64_t>& candidates, int channels, int stride, bool affine) {

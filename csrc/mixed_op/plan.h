@@ -31,12 +31,12 @@ struct Norm {
 
 // ReLU, depthwise convolution (or, for a factorized reduce, two shifted grids), pointwise product.
 struct Unit {
-  int kernel = 0;      // 0: factorized reduce
+  int kernel = 0;  // 0: factorized reduce
   int dilation = 1;
   int stride = 1;
-  int source = kFromInput;  // unit whose normalised, rectified result is the input
-  int norm = 0;             // index in Plan::norms
-  int candidate = kAbsent;  // candidate whose result this is; kAbsent: an intermediate one
+  int source = kFromInput;      // unit whose normalised, rectified result is the input
+  int norm = 0;                 // index in Plan::norms
+  int candidate = kAbsent;      // candidate whose result this is; kAbsent: an intermediate one
   int64_t depthwise = kAbsent;  // offsets in the packed parameters
   int64_t pointwise = kAbsent;  // factorized reduce: conv_1, conv_2 directly behind it
   bool factorized() const { return kernel == 0; }

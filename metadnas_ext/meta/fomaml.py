@@ -51,5 +51,5 @@ def server_step(
     state.running = weighted_mean(running, sizes.to(running.dtype))
     grad = weighted_mean(alpha_grad, sizes.to(alpha_grad.dtype))
     optimizer = RowAdam(state.alpha[None], lr)
-    optimizer.load(state.alpha_mean[None], state.alpha_square[None], state.alpha_steps)
+    optimizer.load(state.alpha_mean[None], state.alpha_square[None], state.alpha_steps[None])
     optimizer.step(grad[None], active=1)

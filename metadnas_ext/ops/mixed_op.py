@@ -191,11 +191,13 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
         used = [
             (f, g) for f, g in zip(first, grads, strict=True) if g is not None and f.requires_grad
         ]
-        total = sum((f * g).sum() for f, g in used)
-        second = (
-            torch.autograd.grad(total, leaves, create_graph=create_graph, materialize_grads=True)
-            if used
-            else [None] * 4
+        if not used:
+            return (None,) * 12
+        second = torch.autograd.grad(
+            torch.stack([(f * g).sum() for f, g in used]).sum(),
+            leaves,
+            create_graph=create_graph,
+            materialize_grads=True,
         )
     return (*second, None, None, None, None, None, None, None, None)
 

@@ -60,8 +60,9 @@ def duration(seconds: float) -> str:
 
 
 def _scaled(value: float) -> tuple[str, str]:
-    """The number and its decimal prefix: ('1.23', 'M'), ('950', '')."""
+    """The number to three digits and its decimal prefix: ('1.23', 'M'), ('950', '')."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.2f}", prefix
+            number = value / size
+            return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}", prefix
     return f"{value:.0f}", ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +32,12 @@ class Grid:
 
     def rich(self, title: str | None = None) -> Table:
         """The table for a terminal."""
-        table = Table(title=None if title is None else Text(title), show_footer=bool(self.footer))
+        table = Table(
+            title=None if title is None else Text(title),
+            show_footer=bool(self.footer),
+            box=SIMPLE_HEAD,  # narrow: a client's row fits 80 columns
+            pad_edge=False,
+        )
         footer = self.footer or ("",) * len(self.headers)
         # Text, not str: a name such as "[red]" is a name and not markup.
         for column, (header, foot) in enumerate(zip(self.headers, footer, strict=True)):
@@ -90,7 +96,7 @@ def client_grid(results: Sequence[ClientResult]) -> Grid:
                 "seen" if r.seen else "unseen",
                 str(r.train_size),
                 str(r.test_size),
-                percent(r.test_accuracy),
+                percent(r.test_accuracy, 1),
                 quantity(r.cost, r.unit),
                 quantity(r.budget, r.unit),
                 f"{share} (over)" if r.over_budget else share,
@@ -100,7 +106,7 @@ def client_grid(results: Sequence[ClientResult]) -> Grid:
     figures = summary(results)
     count = f"{len(results)} client" + ("" if len(results) == 1 else "s")
     missing = f"{figures['missing']:.0f} without a result" if figures["missing"] else ""
-    accuracy = f"{percent(figures['mean'])} ± {percent(figures['std'])}"
+    accuracy = f"{percent(figures['mean'], 1)} ± {percent(figures['std'], 1)}"
     over = f"{figures['violations']:.0f} over budget"
     headers = ("client", "group", "train", "test", "accuracy %", "cost", "budget", "used", "kept")
     return Grid(headers, tuple(rows), (count, missing, "", "", accuracy, "", "", over, ""))

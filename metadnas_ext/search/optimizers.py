@@ -22,7 +22,11 @@ class RowOptimizer(Protocol):
 
 
 class RowAdam:
-    """Adam (Kingma and Ba, 2015), torch's own fused kernel on the rows."""
+    """Adam (Kingma and Ba, 2015), torch's own fused kernel on each row.
+
+    One call for all rows as a block would round the elements at a row's end, which do not fill a
+    vector register, in another way than for that row alone.
+    """
 
     def __init__(
         self,
@@ -35,21 +39,24 @@ class RowAdam:
         self._rows = rows
         self._mean = torch.zeros_like(rows)
         self._square = torch.zeros_like(rows)
-        self._steps = torch.zeros(())
+        self._steps = torch.zeros(len(rows))
         self._lr, self._betas, self._decay, self._eps = lr, betas, weight_decay, eps
 
     def load(self, mean: Tensor, square: Tensor, steps: Tensor) -> None:
-        """Goes on from these moments and step count, updating them in place."""
+        """Goes on from these moments and step counts (G), updating them in place."""
         self._mean, self._square, self._steps = mean, square, steps
 
     def step(self, grad: Tensor, active: int) -> None:
+        rows, mean, square, steps = (
+            list(t[:active].unbind()) for t in (self._rows, self._mean, self._square, self._steps)
+        )
         adam(
-            [self._rows[:active]],
-            [grad],
-            [self._mean[:active]],
-            [self._square[:active]],
+            rows,
+            list(grad.unbind()),
+            mean,
+            square,
             [],
-            [self._steps],
+            steps,
             fused=True,
             amsgrad=False,
             beta1=self._betas[0],

@@ -94,14 +94,14 @@ def test_client_grid(make):
     ]
     grid = client_grid([ClientResult.from_json(record) for record in records])
     assert grid.rows == (
-        ("2", "seen", "120", "40", "75.00", "1.20 M MACs", "–", "–", "personal"),
-        ("5", "unseen", "120", "40", "50.00", "3.00 M MACs", "2.00 M MACs", "150.0 % (over)",
+        ("2", "seen", "120", "40", "75.0", "1.20 M MACs", "–", "–", "personal"),
+        ("5", "unseen", "120", "40", "50.0", "3.00 M MACs", "2.00 M MACs", "150.0 % (over)",
          "meta"),
         ("9", "seen", "120", "40", "–", "1.20 M MACs", "2.00 M MACs", "60.0 %", "personal"),
     )  # fmt: skip
     assert grid.footer is not None
     assert grid.footer[:2] == ("3 clients", "1 without a result")
-    assert (grid.footer[4], grid.footer[7]) == ("62.50 ± 12.50", "1 over budget")
+    assert (grid.footer[4], grid.footer[7]) == ("62.5 ± 12.5", "1 over budget")
 
 
 def test_compare_grid_and_optional_columns(results):
@@ -122,7 +122,7 @@ def test_tables_print_and_take_names_literally(results):
     assert "Methods" in text
     text = shown(client_table(results(0.5, 0.7), "[b]Clients"))
     assert "[b]Clients" in text
-    assert "60.00 ± 10.00" in text
+    assert "60.0 ± 10.0" in text
 
 
 def test_markdown_has_as_many_cells_in_every_row(results):
@@ -137,7 +137,7 @@ def test_markdown_has_as_many_cells_in_every_row(results):
     [
         (1.234e6, "macs", "1.23 M MACs"),
         (950, "macs", "950 MACs"),
-        (12_345, "params", "12.35 k params"),
+        (12_345, "params", "12.3 k params"),
         (3.21, "ms", "3.21 ms"),
         (None, "macs", "–"),
         (math.nan, "macs", "–"),

@@ -1,4 +1,5 @@
-// What the operator hands to the kernels: raw pointers and sizes, contiguous unless a stride says so.
+// What the operator hands to the kernels: raw pointers and sizes, contiguous unless a stride says
+// so.
 #pragma once
 
 #include <cstdint>
@@ -27,15 +28,15 @@ template <class T>
 struct MixedOpArgs {
   Plan plan;
   Geometry geometry;
-  bool training;           // batch statistics, and gradients through them
+  bool training;  // batch statistics, and gradients through them
   double eps;
-  const int64_t* counts;   // (G): images that count, per client; null: all N
-  const T* x;              // (G, N, H, W, C)
-  const T* weights;        // (G, O) mixing weights
-  const T* params;         // (G, P) packed parameters
-  int64_t params_stride;   // between clients
-  T* stats;                // (G, S, 2, C) mean and biased variance; input in eval mode
-  T* z;                    // (U, G, N, H', W', C) pointwise results; saved for backward
+  const int64_t* counts;  // (G): images that count, per client; null: all N
+  const T* x;             // (G, N, H, W, C)
+  const T* weights;       // (G, O) mixing weights
+  const T* params;        // (G, P) packed parameters
+  int64_t params_stride;  // between clients
+  T* stats;               // (G, S, 2, C) mean and biased variance; input in eval mode
+  T* z;                   // (U, G, N, H', W', C) pointwise results; saved for backward
 
   int64_t count(int64_t client) const {
     return counts == nullptr ? geometry.images : counts[client];

@@ -118,8 +118,7 @@ void reduce_weight_grads(const MixedOpBackward<T>& args, const Context<T>& conte
   const T* matrix = total + context.taps_size(unit);
   const int row = context.in_row(unit);
   for (int out = 0; out < channels; ++out) {
-    const int grid =
-        unit.factorized() && out >= channels / 2 ? context.layout.padded_channels : 0;
+    const int grid = unit.factorized() && out >= channels / 2 ? context.layout.padded_channels : 0;
     for (int in = 0; in < channels; ++in) {
       to[unit.pointwise + static_cast<int64_t>(out) * channels + in] =
           matrix[static_cast<int64_t>(out) * row + grid + in];
@@ -133,15 +132,16 @@ void mixed_op_backward(const MixedOpBackward<T>& args) {
   const Geometry& g = context.geometry;
   const int padded = context.layout.padded_channels;
   const int64_t gradients = g.clients * context.norms() * NormGradient<T>::size(padded);
-  const int64_t middles = (context.units() - context.plan.first_half_units()) * g.clients *
-                          g.images * g.out_image();
+  const int64_t middles =
+      (context.units() - context.plan.first_half_units()) * g.clients * g.images * g.out_image();
   const int64_t weight_grads = context.tasks() * context.weight_grad_size();
   const int64_t sums_size = GradientSums<T>::size(context);
   Arena& arena = call_arena();
   arena.reset(static_cast<size_t>(context.packed_size() + context.norm_vectors_size() + gradients +
                                   middles + weight_grads) *
                   sizeof(T) +
-              static_cast<size_t>(sums_size + g.clients * 2 * g.channels) * sizeof(double) + 7 * 64);
+              static_cast<size_t>(sums_size + g.clients * 2 * g.channels) * sizeof(double) +
+              7 * 64);
   context.pack(arena.take<T>(context.packed_size()));
   context.place_norms(arena.take<T>(context.norm_vectors_size()));
   const BackwardBuffers<T> buffers{arena.take<T>(gradients), arena.take<T>(middles),

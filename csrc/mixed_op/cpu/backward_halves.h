@@ -38,7 +38,8 @@ void backward_second_halves(const Context<T>& context, const BackwardBuffers<T>&
   const Plan& plan = context.plan;
   UnitScratch<T> scratch(context, context.layout.output_image(), context.layout.out_strip);
   Arena& arena = worker_arena();
-  arena.reset(scratch.bytes() + static_cast<size_t>(2 * context.layout.padded_channels) * sizeof(T) + 64);
+  arena.reset(scratch.bytes() +
+              static_cast<size_t>(2 * context.layout.padded_channels) * sizeof(T) + 64);
   scratch.take(arena);
   T* totals = arena.take<T>(int64_t{2} * context.layout.padded_channels);
   for (int u = plan.first_half_units(); u < context.units(); ++u) {
@@ -68,8 +69,8 @@ void backward_second_halves(const Context<T>& context, const BackwardBuffers<T>&
               static_cast<ptrdiff_t>(row0 + h) * g.out_width * g.channels + block * L;
           for (int w = 0; w < g.out_width; ++w) {
             const ptrdiff_t at = start + static_cast<ptrdiff_t>(w) * g.channels;
-            const Vec<T> grad = relu_grad(load(rectified + w * L),
-                                          load(values + (h * g.out_width + w) * L));
+            const Vec<T> grad =
+                relu_grad(load(rectified + w * L), load(values + (h * g.out_width + w) * L));
             store_first(middle + at, grad, live);
             sum += grad;
             product += grad * (load_first(first_z + at, live) - mean);
@@ -97,9 +98,9 @@ void backward_second_halves(const Context<T>& context, const BackwardBuffers<T>&
 
 // grad_x = relu'(x) * grad_in + weight * grad_out (identity) + pools.
 template <class T>
-void write_input_grad(const Context<T>& context, const BackwardBuffers<T>& buffers, const Task& task,
-                      const T* x, const T* grad_out, const PaddedImage<T>& grad_in, T* pool_memory,
-                      T* grad_x) {
+void write_input_grad(const Context<T>& context, const BackwardBuffers<T>& buffers,
+                      const Task& task, const T* x, const T* grad_out,
+                      const PaddedImage<T>& grad_in, T* pool_memory, T* grad_x) {
   constexpr int L = kLanes<T>;
   const Geometry& g = context.geometry;
   const Plan& plan = context.plan;
@@ -119,8 +120,8 @@ void write_input_grad(const Context<T>& context, const BackwardBuffers<T>& buffe
       pool_backward_gather(g, x + at, grad_out + at, live, gradient(plan.max_pool),
                            gradient(plan.avg_pool), pool);
     }
-    const Vec<T> identity = splat(
-        plan.identity == kAbsent ? T{0} : context.weight(task.client, plan.identity));
+    const Vec<T> identity =
+        splat(plan.identity == kAbsent ? T{0} : context.weight(task.client, plan.identity));
     for (int h = 0; h < g.height; ++h) {
       const T* from = grad_in.at(block, h, 0);
       for (int w = 0; w < g.width; ++w) {
@@ -128,7 +129,8 @@ void write_input_grad(const Context<T>& context, const BackwardBuffers<T>& buffe
         Vec<T> total = relu_grad(load_first(x + pixel, live), load(from + w * L));
         if (plan.identity != kAbsent) total += identity * load_first(grad_out + pixel, live);
         if (pools) {
-          total += pool_backward_at(g, pool, plan.max_pool.present(), plan.avg_pool.present(), h, w);
+          total +=
+              pool_backward_at(g, pool, plan.max_pool.present(), plan.avg_pool.present(), h, w);
         }
         store_first(grad_x + pixel, total, live);
       }
@@ -146,7 +148,8 @@ void backward_first_halves(const Context<T>& context, const BackwardBuffers<T>& 
   PaddedImage<T> grad_in = context.layout.input_image();
   const int64_t pool_size = PoolBackward<T>::size(g);
   Arena& arena = worker_arena();
-  arena.reset(scratch.bytes() + static_cast<size_t>(grad_in.size() + pool_size) * sizeof(T) + 2 * 64);
+  arena.reset(scratch.bytes() + static_cast<size_t>(grad_in.size() + pool_size) * sizeof(T) +
+              2 * 64);
   scratch.take(arena);
   grad_in.data = arena.take<T>(grad_in.size());
   T* pool_memory = arena.take<T>(pool_size);

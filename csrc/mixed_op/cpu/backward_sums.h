@@ -1,5 +1,5 @@
-// Backward stage 1: the sums that batch norm's gradient and the gradient of the mixing weights need,
-// over the output gradient and every candidate's result.
+// Backward stage 1: the sums that batch norm's gradient and the gradient of the mixing weights
+// need, over the output gradient and every candidate's result.
 #pragma once
 
 #include "mixed_op/cpu/context.h"
@@ -77,8 +77,7 @@ void block_sums(const Context<T>& context, const GradientSums<T>& sums, const T*
     auto add_pool = [&](const Pool& p, const T* values) {
       if (!p.present()) return;
       const Vec<T> mean = load(context.norm(task.client, p.norm).mean + at);
-      add(p.norm,
-          [&](int w) METADNAS_INLINE { return grad(w) * (load(values + w * L) - mean); });
+      add(p.norm, [&](int w) METADNAS_INLINE { return grad(w) * (load(values + w * L) - mean); });
     };
     add_pool(plan.max_pool, pool.max);
     add_pool(plan.avg_pool, pool.mean);

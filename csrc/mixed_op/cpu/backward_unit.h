@@ -13,10 +13,10 @@ struct UnitScratch {
   PaddedImage<T> grad_d;  // gradient behind the depthwise convolution, zero-stuffed at stride 2
   T* d;                   // strips, [in block][pixel][lane]
   T* dz;
-  T* row;                 // a strip at the input's resolution
+  T* row;  // a strip at the input's resolution
   ptrdiff_t plane;
   ptrdiff_t row_plane;
-  ptrdiff_t* targets;     // offset in grad_d of each pixel of a strip
+  ptrdiff_t* targets;  // offset in grad_d of each pixel of a strip
 
   UnitScratch(const Context<T>& context, const PaddedImage<T>& image, const Strip& in_strip)
       : in(image),
@@ -68,8 +68,8 @@ void strip_grad_z(const Context<T>& context, const NormGradient<T>& norm, const 
   }
 }
 
-// From `grad`, the gradient of batch norm's result (before its mixing weight, which `norm` holds), to
-// weight gradients and either scratch.grad_d or, for a factorized reduce, `grad_in` directly.
+// From `grad`, the gradient of batch norm's result (before its mixing weight, which `norm` holds),
+// to weight gradients and either scratch.grad_d or, for a factorized reduce, `grad_in` directly.
 template <class T>
 void unit_backward(const Context<T>& context, const Unit& unit, const PackedUnit<T>& packed,
                    const NormGradient<T>& norm, const T* mean, const T* grad, const T* z,
@@ -107,14 +107,14 @@ void unit_backward(const Context<T>& context, const Unit& unit, const PackedUnit
               scatter);
   }
   if (unit.factorized()) return;
-  with_depthwise(unit.kernel, unit.dilation, unit.stride, context.layout.out_tile,
-                 [&]<int K, int D, int S, int TW>() {
-                   for (int block = 0; block < context.layout.blocks; ++block) {
-                     depthwise_weight_grad<K, D, S, TW>(scratch.grad_d, scratch.in, block,
-                                                        g.out_height, g.out_width,
-                                                        taps_grad + block * K * K * L);
-                   }
-                 });
+  with_depthwise<T>(unit.kernel, unit.dilation, unit.stride, context.layout.out_tile,
+                    [&]<int K, int D, int S, int TW>() {
+                      for (int block = 0; block < context.layout.blocks; ++block) {
+                        depthwise_weight_grad<K, D, S, kGradTile<K, TW>>(
+                            scratch.grad_d, scratch.in, block, g.out_height, g.out_width,
+                            taps_grad + block * K * K * L);
+                      }
+                    });
 }
 
 // Gradient of a unit's (rectified) input, strip by strip: use(block, first row, rows, values).
@@ -127,7 +127,7 @@ METADNAS_INLINE inline void unit_input_grad(const Context<T>& context, const Uni
                                  from.width, scratch.row,    scratch.row_plane};
   for (int row0 = 0; row0 < from.height; row0 += cut.rows) {
     const int rows = from.height - row0 < cut.rows ? from.height - row0 : cut.rows;
-    with_depthwise(unit.kernel, unit.dilation, 1, tile, [&]<int K, int D, int S, int TW>() {
+    with_depthwise<T>(unit.kernel, unit.dilation, 1, tile, [&]<int K, int D, int S, int TW>() {
       if constexpr (S == 1) depthwise_rows<K, D, 1, TW>(rows_of, row0, rows);
     });
     for (int block = 0; block < context.layout.blocks; ++block) {

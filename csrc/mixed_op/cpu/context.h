@@ -11,14 +11,14 @@ namespace metadnas::METADNAS_ISA {
 // One unit's weights in the order the kernels read them, zero-padded to whole vectors.
 template <class T>
 struct PackedUnit {
-  T* taps;     // [block][K * K][lane]
-  T* flipped;  // the same, rotated by 180 degrees
-  T* matrix;   // [in][out]
+  T* taps;        // [block][K * K][lane]
+  T* flipped;     // the same, rotated by 180 degrees
+  T* matrix;      // [in][out]
   T* transposed;  // [out][in]
 };
 
-// Images [begin, end) of one client: the grain of parallel work. The cut depends on the shapes only,
-// so results do not depend on the number of threads, nor a client's on its cohort.
+// Images [begin, end) of one client: the grain of parallel work. The cut depends on the shapes
+// only, so results do not depend on the number of threads, nor a client's on its cohort.
 struct Task {
   int64_t client;
   int64_t begin;
@@ -58,7 +58,9 @@ class Context {
     return {client, begin < count ? begin : count, end < count ? end : count};
   }
 
-  int in_blocks(const Unit& unit) const { return unit.factorized() ? 2 * layout.blocks : layout.blocks; }
+  int in_blocks(const Unit& unit) const {
+    return unit.factorized() ? 2 * layout.blocks : layout.blocks;
+  }
   // Channels a pointwise product runs over; a factorized reduce sees both grids, padding included.
   int in_channels(const Unit& unit) const {
     return unit.factorized() ? 2 * layout.padded_channels : geometry.channels;
@@ -85,9 +87,8 @@ class Context {
   int64_t packed_size() const { return 2 * weight_grad_size() * geometry.clients; }
   void pack(T* memory) {
     packed_ = memory;
-    parallel_for_each(geometry.clients * units(), [&](int64_t i) {
-      pack_unit(i / units(), static_cast<int>(i % units()));
-    });
+    parallel_for_each(geometry.clients * units(),
+                      [&](int64_t i) { pack_unit(i / units(), static_cast<int>(i % units())); });
   }
   PackedUnit<T> packed(int64_t client, int unit) const {
     const Unit& u = plan.units[unit];
@@ -166,10 +167,9 @@ void unit_strip(const Context<T>& context, const Unit& unit, const PackedUnit<T>
   const Geometry& g = context.geometry;
   if (!unit.factorized()) {
     const DepthwiseRows<T> rows_of{in, packed.taps, false, g.out_width, d, plane};
-    with_depthwise(unit.kernel, unit.dilation, unit.stride, context.layout.out_tile,
-                   [&]<int K, int D, int S, int TW>() {
-                     depthwise_rows<K, D, S, TW>(rows_of, row0, rows);
-                   });
+    with_depthwise<T>(
+        unit.kernel, unit.dilation, unit.stride, context.layout.out_tile,
+        [&]<int K, int D, int S, int TW>() { depthwise_rows<K, D, S, TW>(rows_of, row0, rows); });
     return;
   }
   for (int grid = 0; grid < 2; ++grid) {

@@ -43,18 +43,17 @@ METADNAS_INLINE inline void depthwise_tile(const T* in, ptrdiff_t row, const T* 
     // Each column is read once and feeds every tap that meets it.
     unroll<(TW - 1) * S + (K - 1) * D + 1>([&]<int j>() METADNAS_INLINE {
       const Vec<T> v = load(r + j * L);
-      unroll<K>([&]<int k>() METADNAS_INLINE {
-        constexpr int offset = j - k * D;
-        if constexpr (offset >= 0 && offset % S == 0 && offset / S < TW) {
-          acc[offset / S] += v * tap[k];
-        }
-      });
+#pragma GCC unroll 5
+      for (int k = 0; k < K; ++k) {
+        const int offset = j - k * D;
+        if (offset >= 0 && offset % S == 0 && offset / S < TW) acc[offset / S] += v * tap[k];
+      }
     });
   }
 }
 
-// Output rows [row0, row0 + rows) of width `out_width` into `d`: [block][pixel][lane], blocks `plane`
-// apart. Writes up to TW - 1 pixels of rubbish behind the last row.
+// Output rows [row0, row0 + rows) of width `out_width` into `d`: [block][pixel][lane], blocks
+// `plane` apart. Writes up to TW - 1 pixels of rubbish behind the last row.
 template <class T>
 struct DepthwiseRows {
   PaddedImage<T> in;
@@ -84,16 +83,22 @@ void depthwise_rows(const DepthwiseRows<T>& a, int row0, int rows) {
   }
 }
 
-// grad[k][lane] += sum over the image of dd[pixel] * in[pixel + tap k], one channel block. `dd` holds
-// the gradient of output pixel (h, w) at (h * S, w * S) and zeros everywhere else.
-template <int K, int D, int S, int TW, class T>
+// Rows of taps whose gradient sums fit the registers.
+template <int K>
+inline constexpr int kTapRows = (kRegisters - 6) / K < K ? (kRegisters - 6) / K : K;
+
+// Pixels a weight gradient takes at once, given the tile width of the forward pass.
+template <int K, int TW>
+inline constexpr int kGradTile = kTapRows<K> * K > 20 || TW < 8 ? 4 : 8;
+
+// grad[k][lane] += sum over the image of dd[pixel] * in[pixel + tap k], one channel block. `dd`
+// holds the gradient of output pixel (h, w) at (h * S, w * S) and zeros everywhere else.
+template <int K, int D, int S, int TG, class T>
 void depthwise_weight_grad(const PaddedImage<T>& dd, const PaddedImage<T>& in, int block,
                            int out_height, int out_width, T* grad) {
   constexpr int L = kLanes<T>;
   constexpr int P = (K - 1) / 2 * D;
-  constexpr int fit = (kRegisters - 6) / K;  // rows of taps whose sums fit the registers
-  constexpr int KR = fit < K ? fit : K;
-  constexpr int TG = KR * K > 20 ? 4 : (TW < 8 ? TW : 8);
+  constexpr int KR = kTapRows<K>;
   for (int k0 = 0; k0 < K; k0 += KR) {
     const int live_rows = K - k0 < KR ? K - k0 : KR;
     Vec<T> acc[KR * K];
@@ -111,12 +116,13 @@ void depthwise_weight_grad(const PaddedImage<T>& dd, const PaddedImage<T>& in, i
             const T* r = ip + kh * D * in.row;
             unroll<(TG - 1) * S + (K - 1) * D + 1>([&]<int j>() METADNAS_INLINE {
               const Vec<T> v = load(r + j * L);
-              unroll<K>([&]<int k>() METADNAS_INLINE {
-                constexpr int offset = j - k * D;
-                if constexpr (offset >= 0 && offset % S == 0 && offset / S < TG) {
+#pragma GCC unroll 5
+              for (int k = 0; k < K; ++k) {
+                const int offset = j - k * D;
+                if (offset >= 0 && offset % S == 0 && offset / S < TG) {
                   acc[kh * K + k] += v * y[offset / S];
                 }
-              });
+              }
             });
           }
         });
@@ -128,12 +134,12 @@ void depthwise_weight_grad(const PaddedImage<T>& dd, const PaddedImage<T>& in, i
   }
 }
 
-// Calls body.operator()<K, D, S, TW>() for run-time values.
-template <class F>
+// Calls body.operator()<K, D, S, TW>() for run-time values; T is the element type.
+template <class T, class F>
 METADNAS_INLINE inline void with_depthwise(int kernel, int dilation, int stride, int tile,
                                            F&& body) {
   auto with_tile = [&]<int K, int D, int S>() {
-    if constexpr (kRegisters == 32) {
+    if constexpr (kWideTiles<T>) {
       if (tile == 16) return body.template operator()<K, D, S, 16>();
     }
     if (tile == 4) return body.template operator()<K, D, S, 4>();

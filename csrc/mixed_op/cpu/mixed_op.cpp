@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cstring>
 #include <optional>
 #include <tuple>
 
@@ -27,8 +28,10 @@ void check_candidates(const std::vector<int64_t>& candidates, int64_t stride, in
     seen[c] = true;
   }
   STD_TORCH_CHECK(!(stride == 2 && seen[static_cast<int>(Candidate::kSkip)] && channels % 2 != 0),
-                  kOp, ": a stride-2 skip_connect (factorized reduce) needs an even number of "
-                  "channels, got ", channels);
+                  kOp,
+                  ": a stride-2 skip_connect (factorized reduce) needs an even number of "
+                  "channels, got ",
+                  channels);
 }
 
 Tensor make_like(const Tensor& x, const std::vector<int64_t>& sizes) {
@@ -117,14 +120,17 @@ struct Inputs {
 };
 
 std::vector<int64_t> stats_shape(const Inputs& in) {
-  return {in.geometry.clients, static_cast<int64_t>(in.plan.norms.size()), 2,
-          in.geometry.channels};
+  return {in.geometry.clients, static_cast<int64_t>(in.plan.norms.size()), 2, in.geometry.channels};
 }
 
 std::vector<int64_t> z_shape(const Inputs& in) {
   const Geometry& g = in.geometry;
-  return {static_cast<int64_t>(in.plan.units.size()), g.clients, g.images, g.out_height,
-          g.out_width, g.channels};
+  return {static_cast<int64_t>(in.plan.units.size()),
+          g.clients,
+          g.images,
+          g.out_height,
+          g.out_width,
+          g.channels};
 }
 
 std::vector<int64_t> out_shape(const Inputs& in) {
@@ -132,9 +138,21 @@ std::vector<int64_t> out_shape(const Inputs& in) {
   return {g.clients, g.images, g.out_height, g.out_width, g.channels};
 }
 
-// Images beyond a client's count are never touched by the kernels.
-void zero_if_ragged(const Inputs& in, Tensor& t) {
-  if (in.counts.has_value()) torch::stable::zero_(t);
+// The kernels never touch images beyond a client's count: zeros there, in `outer` stacked (G, N,
+// ...).
+void zero_tails(const Inputs& in, Tensor& t, int64_t outer) {
+  const int64_t clients = in.geometry.clients;
+  const int64_t images = in.geometry.images;
+  if (!in.counts.has_value() || outer == 0) return;
+  const int64_t* counts = in.counts->const_data_ptr<int64_t>();
+  const int64_t size = t.numel() / (outer * clients * images);
+  const int64_t bytes = size * static_cast<int64_t>(t.element_size());
+  char* data = static_cast<char*>(t.mutable_data_ptr());
+  for (int64_t row = 0; row < outer * clients; ++row) {
+    const int64_t used = counts[row % clients];
+    std::memset(data + (row * images + used) * bytes, 0,
+                static_cast<size_t>((images - used) * bytes));
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor params,
@@ -156,8 +174,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
   }
   Tensor z = make_like(x, z_shape(in));
   Tensor out = make_like(x, out_shape(in));
-  zero_if_ragged(in, z);
-  zero_if_ragged(in, out);
+  zero_tails(in, z, static_cast<int64_t>(in.plan.units.size()));
+  zero_tails(in, out, 1);
   const auto run = [&]<class T>() {
     kernels_for<T>(in.geometry.channels)
         .forward({in.args<T>(stats, z, training, eps), static_cast<T*>(out.mutable_data_ptr())});
@@ -185,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor we
   Tensor grad_x = make_like(x, {x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)});
   Tensor grad_weights = make_like(x, {in.geometry.clients, in.plan.candidates});
   Tensor grad_params = make_like(x, {in.geometry.clients, in.plan.parameters});
-  zero_if_ragged(in, grad_x);
+  zero_tails(in, grad_x, 1);
   const auto run = [&]<class T>() {
     kernels_for<T>(in.geometry.channels)
         .backward({in.args<T>(own_stats, own_z, training, eps), grad.const_data_ptr<T>(),

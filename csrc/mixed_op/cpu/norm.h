@@ -78,7 +78,8 @@ struct NormVectors {
       const bool live = c < channels;
       mean[c] = live ? stats[c] : T{0};
       inverse[c] =
-          live ? static_cast<T>(1 / std::sqrt(static_cast<double>(stats[channels + c]) + eps)) : T{0};
+          live ? static_cast<T>(1 / std::sqrt(static_cast<double>(stats[channels + c]) + eps))
+               : T{0};
       gamma[c] = !live ? T{0} : norm.gamma == kAbsent ? T{1} : params[norm.gamma + c];
       beta[c] = !live || norm.beta == kAbsent ? T{0} : params[norm.beta + c];
       scale[c] = gamma[c] * inverse[c];
@@ -97,8 +98,8 @@ struct NormGradient {
   NormGradient(int padded, T* memory)
       : scale(memory), slope(scale + padded), shift(slope + padded) {}
 
-  // weight: the mixing weight in front; sum_grad, sum_product: sums of grad and of grad * (z - mean)
-  // over `count` values; frozen: statistics are constants (eval mode).
+  // weight: the mixing weight in front; sum_grad, sum_product: sums of grad and of grad * (z -
+  // mean) over `count` values; frozen: statistics are constants (eval mode).
   void fill(const NormVectors<T>& norm, double weight, const double* sum_grad,
             const double* sum_product, double count, bool frozen, int channels, int padded) const {
     for (int c = 0; c < padded; ++c) {
@@ -106,8 +107,8 @@ struct NormGradient {
       const double inverse = live ? static_cast<double>(norm.inverse[c]) : 0;
       const double a = live ? weight * static_cast<double>(norm.gamma[c]) * inverse : 0;
       scale[c] = static_cast<T>(a);
-      slope[c] = frozen || !live ? T{0}
-                                 : static_cast<T>(-a * inverse * inverse * sum_product[c] / count);
+      slope[c] =
+          frozen || !live ? T{0} : static_cast<T>(-a * inverse * inverse * sum_product[c] / count);
       shift[c] = frozen || !live ? T{0} : static_cast<T>(-a * sum_grad[c] / count);
     }
   }

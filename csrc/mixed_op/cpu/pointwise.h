@@ -52,8 +52,9 @@ METADNAS_INLINE inline void pointwise_tile(const T* in, ptrdiff_t plane, int cha
 // in: [block][pixel][lane], `plane` apart; matrix: [channels_in][matrix_row], zero-padded to whole
 // blocks. The epilogue gets (output block, first pixel, valid pixels, accumulators).
 template <class T, class Epilogue>
-METADNAS_INLINE inline void pointwise(const T* in, ptrdiff_t plane, int channels_in, const T* matrix,
-                                      int matrix_row, int pixels, Epilogue&& epilogue) {
+METADNAS_INLINE inline void pointwise(const T* in, ptrdiff_t plane, int channels_in,
+                                      const T* matrix, int matrix_row, int pixels,
+                                      Epilogue&& epilogue) {
   const int blocks = matrix_row / kLanes<T>;
   int block = 0;
   for (; block + 1 < blocks; block += 2) {

@@ -25,7 +25,8 @@ struct PoolRow {
 
 inline int pool_taps(int center, int size) { return 1 + (center > 0) + (center < size - 1); }
 
-// One output row of both pools of a channels-last image. `x` points at the channel block of pixel 0.
+// One output row of both pools of a channels-last image. `x` points at the channel block of pixel
+// 0.
 template <class T>
 void pool_row(const Geometry& g, const T* x, int live, int out_row, const PoolRow<T>& row) {
   constexpr int L = kLanes<T>;
@@ -62,8 +63,8 @@ void pool_row(const Geometry& g, const T* x, int live, int out_row, const PoolRo
     const Vec<T> largest =
         max_nan(max_nan(load(row.column_max + at), load(row.column_max + at + L)),
                 load(row.column_max + at + 2 * L));
-    const Vec<T> sum =
-        load(row.column_sum + at) + load(row.column_sum + at + L) + load(row.column_sum + at + 2 * L);
+    const Vec<T> sum = load(row.column_sum + at) + load(row.column_sum + at + L) +
+                       load(row.column_sum + at + 2 * L);
     store(row.max + w * L, largest);
     store(row.mean + w * L, sum * (T{1} / static_cast<T>(rows * pool_taps(w * g.stride, g.width))));
   }
@@ -132,7 +133,8 @@ void pool_backward_gather(const Geometry& g, const T* x, const T* grad_out, int 
       // Row-major order with a strict comparison: the first of equal values wins, a NaN always.
       for (int dh = ch > 0 ? -1 : 0; dh <= (ch < g.height - 1 ? 1 : 0); ++dh) {
         for (int dw = cw > 0 ? -1 : 0; dw <= (cw < g.width - 1 ? 1 : 0); ++dw) {
-          const Vec<T> v = load_first(p + (static_cast<ptrdiff_t>(dh) * g.width + dw) * g.channels, live);
+          const Vec<T> v =
+              load_first(p + (static_cast<ptrdiff_t>(dh) * g.width + dw) * g.channels, live);
           const Vec<T> tap = splat(static_cast<T>((dh + 1) * 3 + dw + 1));
           const auto better = (v > best) | (v != v) | (winner < Vec<T>{});
           best = better ? v : best;
@@ -145,7 +147,8 @@ void pool_backward_gather(const Geometry& g, const T* x, const T* grad_out, int 
       const T share = T{1} / static_cast<T>(pool_taps(ch, g.height) * pool_taps(cw, g.width));
       store(to.winner + to.at(h, w), winner);
       if (max_grad.present) store(to.grad_max + to.at(h, w), max_grad(grad, best));
-      if (mean_grad.present) store(to.grad_mean + to.at(h, w), mean_grad(grad, sum * share) * share);
+      if (mean_grad.present)
+        store(to.grad_mean + to.at(h, w), mean_grad(grad, sum * share) * share);
     }
   }
 }

@@ -6,16 +6,21 @@
 
 namespace metadnas::METADNAS_ISA {
 
-// A 5x5 convolution with dilation 2 reaches 4 pixels beyond the image: with a zero halo this wide no
-// kernel needs edge code.
+// A 5x5 convolution with dilation 2 reaches 4 pixels beyond the image: with a zero halo this wide
+// no kernel needs edge code.
 inline constexpr int kHalo = 4;
 
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Whether a depthwise tile may be 16 pixels wide. Not for double, which is there for checking and
+// would only take its time to compile.
+template <class T>
+inline constexpr bool kWideTiles = kRegisters == 32 && sizeof(T) == 4;
+
 // Pixels of one row computed at once.
 template <class T>
 inline int tile_width(int width) {
-  if (kRegisters == 32 && width % 16 == 0) return 16;
+  if (kWideTiles<T> && width % 16 == 0) return 16;
   // 8 unless it wastes more than half of a tile against 4.
   return round_up(width, 8) - width < 4 ? 8 : 4;
 }
@@ -42,8 +47,7 @@ struct PaddedImage {
 
   // Valid for -kHalo <= h, w.
   T* at(int block, int h, int w) const {
-    return data + block * plane + (h + kHalo) * row +
-           static_cast<ptrdiff_t>(w + kHalo) * kLanes<T>;
+    return data + block * plane + (h + kHalo) * row + static_cast<ptrdiff_t>(w + kHalo) * kLanes<T>;
   }
 
   void clear() const { __builtin_memset(data, 0, static_cast<size_t>(size()) * sizeof(T)); }
@@ -113,7 +117,8 @@ inline void pad_relu(const Layout<T>& layout, const T* x, const PaddedImage<T>& 
       const T* from = x + static_cast<ptrdiff_t>(h) * to.width * channels + block * kLanes<T>;
       T* row = to.at(block, h, 0);
       for (int w = 0; w < to.width; ++w) {
-        store(row + w * kLanes<T>, relu(load_first(from + static_cast<ptrdiff_t>(w) * channels, live)));
+        store(row + w * kLanes<T>,
+              relu(load_first(from + static_cast<ptrdiff_t>(w) * channels, live)));
       }
     }
   }

@@ -18,8 +18,7 @@ double* image_partial(const Context<T>& context, double* partial, int64_t client
 // One unit on one image: z and, where `partial` is given, the image's mean and M2.
 template <class T>
 void unit_forward(const Context<T>& context, const Unit& unit, const PackedUnit<T>& packed,
-                  const PaddedImage<T>& in, T* z, double* partial, T* strip,
-                  ShiftedSums<T>* sums) {
+                  const PaddedImage<T>& in, T* z, double* partial, T* strip, ShiftedSums<T>* sums) {
   constexpr int L = kLanes<T>;
   const Geometry& g = context.geometry;
   const Strip& cut = context.layout.out_strip;
@@ -93,8 +92,10 @@ void pool_statistics(const Context<T>& context, const T* x, const PoolRow<T>& ro
       mean.add(s[1], q[1]);
     }
     const ptrdiff_t at = block * L;
-    if (max_partial) largest.finish(g.out_pixels(), live, max_partial + at, max_partial + g.channels + at);
-    if (mean_partial) mean.finish(g.out_pixels(), live, mean_partial + at, mean_partial + g.channels + at);
+    if (max_partial)
+      largest.finish(g.out_pixels(), live, max_partial + at, max_partial + g.channels + at);
+    if (mean_partial)
+      mean.finish(g.out_pixels(), live, mean_partial + at, mean_partial + g.channels + at);
   }
 }
 

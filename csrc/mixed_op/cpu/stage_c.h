@@ -1,5 +1,5 @@
-// Stage C, forward: out = sum over candidates of weight * batch norm(z), plus the weighted identity.
-// `none` adds nothing.
+// Stage C, forward: out = sum over candidates of weight * batch norm(z), plus the weighted
+// identity. `none` adds nothing.
 #pragma once
 
 #include "mixed_op/cpu/context.h"
@@ -32,8 +32,8 @@ void combine_row(const Context<T>& context, const Task& task, int64_t image, int
 
   Vec<T> constant{};
   auto add_constant = [&](int candidate, int slot) {
-    constant += load(context.norm(task.client, slot).beta + at) *
-                context.weight(task.client, candidate);
+    constant +=
+        load(context.norm(task.client, slot).beta + at) * context.weight(task.client, candidate);
   };
   for (const Unit& unit : plan.units) {
     if (unit.candidate != kAbsent) add_constant(unit.candidate, unit.norm);
@@ -47,7 +47,8 @@ void combine_row(const Context<T>& context, const Task& task, int64_t image, int
     const T weight = context.weight(task.client, plan.identity);
     for (int w = 0; w < g.out_width; ++w) {
       T* to = row + w * L;
-      store(to, load(to) + load_first(x + offset + static_cast<ptrdiff_t>(w) * g.channels, live) * weight);
+      store(to, load(to) +
+                    load_first(x + offset + static_cast<ptrdiff_t>(w) * g.channels, live) * weight);
     }
   }
   if (plan.max_pool.present() || plan.avg_pool.present()) {
