@@ -57,8 +57,8 @@ def finetune(
         if recalibrated:
             recalibrate(plan, cohort, federation.store, size)
         train_locally(federation, plan, cohort, epochs, config.personalise.finetune_lr, key)
-        val = evaluate(plan, cohort, federation.store, "val", size)
-        test = evaluate(plan, cohort, federation.store, "test", size)
+        val = evaluate(plan, cohort, federation.store, "val", size, key)
+        test = evaluate(plan, cohort, federation.store, "test", size, key)
         for row, client in enumerate(cohort.clients):
             results[client] = Trained(genotype, float(val.accuracy[row]), float(test.accuracy[row]))
     return results

@@ -78,6 +78,7 @@ class FedAvg(Method):
                     self.federation.store,
                     "val",
                     self.config.client.batch_size,
+                    f"round {index}",
                 )
             )
             thetas.append(cohort.theta)

@@ -106,7 +106,7 @@ def meta_gradient(
     grad = torch.zeros_like(cohort.alpha)
     size = torch.tensor([len(s.val) for s in cohort.splits], dtype=torch.float64)
     loss, hits = torch.zeros_like(size), torch.zeros_like(size)
-    for batch in passes(store, cohort.splits, "val", config.batch_size):
+    for batch in passes(store, cohort.splits, "val", config.batch_size, cohort.theta.dtype):
         alpha = cohort.alpha.detach().requires_grad_()
         weights = objective.mixing_weights(alpha)
         # Running statistics: a last, small batch would not have good ones of its own.

@@ -62,16 +62,23 @@ def collate(
     indices: Sequence[Tensor],
     generators: Sequence[torch.Generator | None],
     augment: bool,
+    width: int,
+    dtype: torch.dtype,
 ) -> Batch:
-    """One batch from each client's image indices, zero-padded to the largest."""
+    """One batch from each client's image indices, zero-padded to `width`.
+
+    The width must not depend on the cohort: the order in which BLAS and reductions add up depends
+    on it, and a client's result has to be the same, to the bit, alone and in any cohort.
+    """
     sizes = torch.tensor([len(i) for i in indices])
-    width = int(sizes.max())
-    x = torch.zeros(len(indices), width, store.image_size, store.image_size, store.channels)
+    side, channels = store.image_size, store.channels
+    x = torch.zeros(len(indices), width, side, side, channels, dtype=dtype)
     labels = torch.zeros(len(indices), width, dtype=torch.int64)
     for row, (chosen, gen) in enumerate(zip(indices, generators, strict=True)):
         if len(chosen) == 0:
             continue
-        x[row, : len(chosen)] = prepare(store.gather(chosen), store, augment=augment, generator=gen)
+        images = store.gather(chosen)
+        x[row, : len(chosen)] = prepare(images, store, augment=augment, generator=gen, dtype=dtype)
         labels[row, : len(chosen)] = store.labels[chosen]
     return Batch(x, labels, sizes)
 
@@ -92,8 +99,10 @@ class TrainBatches:
         augment: bool,
         seed: int,
         *key: str | int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._store = store
+        self._dtype = dtype
         self._splits = splits
         self._batch_size = batch_size
         self._augment = augment
@@ -119,11 +128,21 @@ class TrainBatches:
 
     def train(self, active: int) -> Batch:
         indices = [self._next(client) for client in range(active)]
-        return collate(self._store, indices, self._train_rng[:active], self._augment)
+        return self._collate(indices, self._train_rng)
 
     def val(self, active: int) -> Batch:
         indices = [cycle.next() for cycle in self._cycles[:active]]
-        return collate(self._store, indices, self._val_rng[:active], self._augment)
+        return self._collate(indices, self._val_rng)
+
+    def _collate(self, indices: list[Tensor], generators: list[torch.Generator]) -> Batch:
+        return collate(
+            self._store,
+            indices,
+            generators[: len(indices)],
+            self._augment,
+            self._batch_size,
+            self._dtype,
+        )
 
     def _next(self, client: int) -> Tensor:
         for indices in self._queues[client]:
@@ -134,7 +153,11 @@ class TrainBatches:
 
 
 def passes(
-    store: ImageStore, splits: Sequence[ClientSplit], part: str, batch_size: int
+    store: ImageStore,
+    splits: Sequence[ClientSplit],
+    part: str,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Batch]:
     """One pass in order over each client's `part` (train, val or test), without augmentation.
 
@@ -144,4 +167,4 @@ def passes(
     longest = max(len(i) for i in indices)
     for start in range(0, longest, batch_size):
         chosen = [i[start : start + batch_size] for i in indices]
-        yield collate(store, chosen, [None] * len(chosen), augment=False)
+        yield collate(store, chosen, [None] * len(chosen), False, batch_size, dtype)

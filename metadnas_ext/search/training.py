@@ -114,14 +114,20 @@ def evaluate(
     store: ImageStore,
     part: str,
     batch_size: int,
+    where: str,
 ) -> Evaluation:
-    """Evaluates each client on its own `part` of the data, with running statistics."""
+    """Evaluates each client on its own `part` of the data, with running statistics.
+
+    `where` names the phase in the DivergenceError of a loss that is not finite.
+    """
     loss = torch.zeros(len(cohort.splits), dtype=torch.float64)
     hits, size = torch.zeros_like(loss), torch.zeros_like(loss)
     weights = None if cohort.alpha is None else mixing_weights(cohort.alpha)
-    for batch in passes(store, cohort.splits, part, batch_size):
+    for batch in passes(store, cohort.splits, part, batch_size, cohort.theta.dtype):
         out = plan(cohort.theta, weights, batch.x, running=cohort.running, counts=batch.counts)
-        loss += cross_entropy(out.logits, batch.labels, batch.sizes) * batch.sizes
+        losses = cross_entropy(out.logits, batch.labels, batch.sizes)
+        check_finite(losses, cohort, where)
+        loss += losses * batch.sizes
         hits += correct(out.logits, batch.labels, batch.sizes)
         size += batch.sizes
     return Evaluation(loss / size, hits / size, size)
@@ -132,7 +138,7 @@ def recalibrate(plan: NetworkPlan, cohort: Cohort, store: ImageStore, batch_size
     """Replaces running statistics by their mean over one pass of the training data."""
     total = torch.zeros_like(cohort.running)
     images = torch.zeros(len(cohort.splits), 1, dtype=total.dtype)
-    for batch in passes(store, cohort.splits, "train", batch_size):
+    for batch in passes(store, cohort.splits, "train", batch_size, cohort.theta.dtype):
         # A last batch of one image with one pixel has no variance; it is not needed.
         sizes = torch.where(batch.sizes > 1, batch.sizes, 0)
         out = plan(cohort.theta, None, batch.x, counts=sizes)
