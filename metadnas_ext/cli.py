@@ -118,7 +118,7 @@ def search(
     Without flags: ten clients on scikit-learn's digits, in a few minutes on a laptop.
     """
     flags = {KEYS[k]: v for k, v in locals().items() if k in KEYS and v is not None}
-    with _friendly(out):
+    with _friendly():
         _run("search", ["meta_dnas"], preset, config, set_, flags, out, resume)
 
 
@@ -147,13 +147,14 @@ def compare(
     out: Out = None,
     resume: Resume = False,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated: meta_dnas, fedavg, fedavg_ft, darts.")
-    ] = "meta_dnas,fedavg,fedavg_ft,darts",
+        str | None,
+        typer.Option(help="Comma-separated; default meta_dnas,fedavg,fedavg_ft,darts."),
+    ] = None,
 ) -> None:
     """Compare Meta-DNAS with its rivals on the same clients, as the paper's Table 1."""
     flags = {KEYS[k]: v for k, v in locals().items() if k in KEYS and v is not None}
-    with _friendly(out):
-        names = [name.strip() for name in methods.split(",")]
+    with _friendly():
+        names = None if methods is None else [name.strip() for name in methods.split(",")]
         _run("compare", names, preset, config, set_, flags, out, resume)
 
 
@@ -163,7 +164,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report.")] = None,
 ) -> None:
     """Draw a run's curves, client bars and cells, and write its tables as Markdown."""
-    with _friendly(None):
+    with _friendly():
         from metadnas_ext.report.build import build_report
 
         for path in build_report(run, out):
@@ -187,7 +188,7 @@ def main() -> None:
 
 def _run(
     command: str,
-    methods: list[str],
+    methods: list[str] | None,
     preset: str,
     config_file: Path | None,
     assignments: list[str] | None,
@@ -201,15 +202,16 @@ def _run(
     from metadnas_ext.methods import METHODS
     from metadnas_ext.progress import Display
 
-    unknown = [name for name in methods if name not in METHODS]
+    unknown = [name for name in methods or () if name not in METHODS]
     if unknown:
         raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
     values = (load_file(config_file) if config_file else {}) | flags | _assignments(assignments)
     if resume:
         if out is None:
             raise ConfigError("--resume needs --out, the run folder to go on with")
-        config, methods = _resumed(runner.load_config(out), values, command, methods)
+        config, methods = _resumed(runner.load_config(out), values, methods)
     else:
+        methods = methods or list(METHODS)
         config = _preset(preset).updated(values)
         out = out or _free_folder(command, config.data.dataset)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -217,9 +219,12 @@ def _run(
     federation = Federation.build(config)
     if not resume:
         runner.create_run(out, config, methods)
-    with Display(console, federation, out) as display:
-        run = runner.Runner(federation, methods, out, display)
-        results = run.run()
+    try:
+        with Display(console, federation, out) as display:
+            run = runner.Runner(federation, methods, out, display)
+            results = run.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; go on with --resume --out {out}") from None
     display.summarise(results, run.seconds(), run.traffic())
 
 
@@ -240,9 +245,9 @@ def _assignments(texts: list[str] | None) -> dict[str, Any]:
 
 
 def _resumed(
-    saved: tuple[Config, list[str]], values: dict[str, Any], command: str, methods: list[str]
+    saved: tuple[Config, list[str]], values: dict[str, Any], methods: list[str] | None
 ) -> tuple[Config, list[str]]:
-    """The saved configuration, if what was given now agrees with it."""
+    """The saved configuration and methods, if what was given now agrees with them."""
     config, saved_methods = saved
     differences = config.differences(config.updated(values))
     if differences:
@@ -250,7 +255,7 @@ def _resumed(
             f"the run was started with another configuration (saved, given): "
             f"{'; '.join(differences)}"
         )
-    if (command == "search") != (saved_methods == ["meta_dnas"]):
+    if methods is not None and methods != saved_methods:
         raise ConfigError(f"the run holds {', '.join(saved_methods)}; given: {', '.join(methods)}")
     return config, saved_methods
 
@@ -263,16 +268,15 @@ def _free_folder(command: str, dataset: str) -> Path:
 
 
 @contextmanager
-def _friendly(out: Path | None) -> Iterator[None]:
+def _friendly() -> Iterator[None]:
     """Turns what a user can put right into one line and an exit code."""
     try:
         yield
     except MetadnasError as error:
         errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        where = f" --out {out}" if out else ""
-        errors.print(f"interrupted; go on with --resume{where}", soft_wrap=True, highlight=False)
+    except KeyboardInterrupt as interrupt:
+        errors.print(str(interrupt) or "interrupted", soft_wrap=True, markup=False, highlight=False)
         sys.exit(INTERRUPTED)
 
 

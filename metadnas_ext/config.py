@@ -166,7 +166,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
             data = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of its syntax or encoding
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     flat: dict[str, Any] = {}
     for section, values in data.items():
@@ -209,7 +209,7 @@ def _converted(key: str, value: Any) -> Any:
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
     try:
         return _as(wanted, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         name = getattr(wanted, "__name__", str(wanted))
         raise ConfigError(f"{key} is {value!r}, expected {name}") from None
 
@@ -298,8 +298,9 @@ def _check(config: Config) -> None:
     values = _flat(config)
     for key, (least, most) in _RANGES.items():
         value = values[key]
-        if value is not None and not least <= value <= most:
+        if value is not None and not (least <= value <= most and value < math.inf):
             upper = "" if most == math.inf else f" and at most {most:g}"
+            upper = " and finite" if value == math.inf else upper
             raise ConfigError(f"{key} is {value}, expected at least {least:g}{upper}")
     for key, choices in _CHOICES.items():
         if values[key] not in choices:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,8 +89,9 @@ def create_run(run_dir: Path, config: Config, methods: Sequence[str]) -> None:
             ) from None
     except OSError as error:
         raise RunError(f"cannot make the run folder {run_dir}: {error.strerror}") from None
-    (run_dir / METRICS).touch()
-    write_json(run_dir / CONFIG, {**config.to_json(), "methods": list(methods)})
+    with _writing(run_dir):
+        (run_dir / METRICS).touch()
+        write_json(run_dir / CONFIG, {**config.to_json(), "methods": list(methods)})
 
 
 def load_config(run_dir: Path) -> tuple[Config, list[str]]:
@@ -103,6 +105,27 @@ def load_config(run_dir: Path) -> tuple[Config, list[str]]:
         raise RunError(f"{run_dir} is not a run folder: {path} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
+
+
+@contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    """A full disk is not a bug: RunError. What was saved before is whole."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {run_dir}: {error.strerror or error}") from None
+
+
+def _cut(metrics: Path, size: int) -> None:
+    """Removes lines behind the checkpoint: they belong to work that is done again."""
+    try:
+        found = metrics.stat().st_size
+        if found >= size:
+            os.truncate(metrics, size)
+            return
+    except OSError as error:
+        raise RunError(f"cannot go on with {metrics}: {error.strerror}") from None
+    raise RunError(f"{metrics} is damaged: it has {found} bytes of {size} that were saved")
 
 
 class Runner:
@@ -127,8 +150,7 @@ class Runner:
             for name, tensor in latest.tensors.items():
                 key, _, part = name.partition("/")
                 self._tensors.setdefault(key, {})[part] = tensor
-        # Lines behind the checkpoint belong to work that is done again.
-        os.truncate(run_dir / METRICS, self.progress.metrics_bytes)
+        _cut(run_dir / METRICS, self.progress.metrics_bytes)
 
     def run(self) -> dict[str, list[ClientResult]]:
         """Runs to the end; results by method, clients in ascending order."""
@@ -138,10 +160,11 @@ class Runner:
             name: [ClientResult.from_json(r) for r in self.progress.methods[name].results]
             for name in self.methods
         }
-        write_json(
-            self.run_dir / RESULTS, {n: [r.to_json() for r in v] for n, v in results.items()}
-        )
-        write_json(self.run_dir / GENOTYPES, self._genotypes())
+        with _writing(self.run_dir):
+            write_json(
+                self.run_dir / RESULTS, {n: [r.to_json() for r in v] for n, v in results.items()}
+            )
+            write_json(self.run_dir / GENOTYPES, self._genotypes())
         return results
 
     def seconds(self) -> dict[str, float]:
@@ -193,7 +216,7 @@ class Runner:
             progress.history.append(figures.to_json())
             progress.training_seconds += seconds
             self._tensors[method.training_key] = method.state()
-            self._commit(
+            self._save(
                 {
                     "event": "round",
                     "method": method.name,
@@ -215,7 +238,7 @@ class Runner:
             seconds = time.monotonic() - start
             progress.results += [result.to_json() for result in results]
             progress.personal_seconds += seconds
-            self._commit(
+            self._save(
                 {
                     "event": "personalised",
                     "method": method.name,
@@ -225,6 +248,10 @@ class Runner:
                 }
             )
             self.observer.clients_finished(method, results)
+
+    def _save(self, event: dict[str, Any]) -> None:
+        with _writing(self.run_dir):
+            self._commit(event)
 
     def _commit(self, event: dict[str, Any]) -> None:
         """One line of metrics, then a checkpoint that includes it."""

@@ -91,7 +91,7 @@ class FedAvg(Method):
         self.theta = weighted_mean(torch.cat(thetas)[order], share)
         self.running = weighted_mean(torch.cat(runnings)[order], share)
         val_loss, val_accuracy = round_accuracy(
-            Evaluation(*(torch.cat(parts) for parts in zip(*evaluations, strict=True)))
+            Evaluation(*(torch.cat(parts)[order] for parts in zip(*evaluations, strict=True)))
         )
         numbers = self.theta.numel() + self.running.numel()
         return RoundFigures(

@@ -71,10 +71,20 @@ def shifted_grids(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[:, :, ::2, ::2], shifted
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (G, N, C), weight (G, K, C), bias (G, K) -> (G, N, K)."""
-    # One product a client: a small batched one rounds differently for another number of clients.
-    return torch.stack([F.linear(*client) for client in zip(x, weight, bias, strict=True)])
+def linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor | None = None) -> Tensor:
+    """x (G, N, C), weight (G, K, C), bias (G, K) -> (G, N, K); zeros for images that don't count.
+
+    One product a client, of just its images: a product rounds differently in another shape, and a
+    client's result must not depend on its cohort.
+    """
+    if counts is None:
+        return torch.stack([F.linear(*client) for client in zip(x, weight, bias, strict=True)])
+    images = x.shape[1]
+    results = [
+        F.pad(F.linear(x[g, :n], weight[g], bias[g]), (0, 0, 0, images - n))
+        for g, n in enumerate(counts.tolist())
+    ]
+    return torch.stack(results)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:

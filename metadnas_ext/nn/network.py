@@ -6,15 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from metadnas_ext.errors import ConfigError
+from metadnas_ext.nn.architectures import derived_plan, inherit_indices, supernet_plan
 from metadnas_ext.nn.functional import check_images
 from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
-from metadnas_ext.nn.plan import (
-    NetworkPlan,
-    Weights,
-    derived_plan,
-    inherited_names,
-    supernet_plan,
-)
+from metadnas_ext.nn.plan import NetworkPlan, Weights
 from metadnas_ext.search.discretize import discretize
 from metadnas_ext.space import CostTable, Genotype, NetworkShape, cost_table, edges
 from metadnas_ext.space.primitives import PRIMITIVES
@@ -178,14 +173,3 @@ class DerivedNet(_Network):
         ):
             for name, view in layout.views(source).items():
                 targets[name].copy_(view.view(targets[name].shape))
-
-
-def inherit_indices(
-    supernet: NetworkPlan, derived: NetworkPlan, genotype: Genotype
-) -> tuple[Tensor, Tensor]:
-    """Columns of the supernet's flat parameters and statistics that a derived network inherits."""
-    names, running_names = inherited_names(derived, genotype, supernet.shape)
-    return (
-        derived.parameters.index_of(names, supernet.parameters),
-        derived.running.index_of(running_names, supernet.running),
-    )

@@ -9,62 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.nn import functional as fn
+from metadnas_ext.nn.blocks import Block, CellPlan, EdgePlan, preprocess_blocks
 from metadnas_ext.nn.layout import FlatLayout
 from metadnas_ext.ops import mixed_op
-from metadnas_ext.space import CellShape, Genotype, NetworkShape, edges
-from metadnas_ext.space.primitives import (
-    BatchNorm,
-    Conv,
-    Layer,
-    layers,
-    parameter_shapes,
-)
+from metadnas_ext.space import CellShape, NetworkShape
+from metadnas_ext.space.primitives import BatchNorm, Conv, parameter_shapes
 
 Weights = tuple[Tensor, Tensor]
 """Mixing weights of normal and reduction cells, each (G, edges, candidates)."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One unit of computation whose parameters are neighbours in the flat row.
-
-    `parts` are its layers by full name, `channels` those of its output, `halvings` the number of
-    reductions between the image and its output.
-    """
-
-    parts: tuple[Layer, ...]
-    channels: int
-    halvings: int
-
-    @property
-    def norms(self) -> tuple[BatchNorm, ...]:
-        return tuple(layer for layer in self.parts if isinstance(layer, BatchNorm))
-
-
-@dataclass(frozen=True)
-class EdgePlan:
-    """One edge of a cell: `weights_index` is its row of the mixing weights, None for weight 1."""
-
-    block: Block
-    source: int
-    node: int
-    stride: int
-    candidates: tuple[str, ...]
-    weights_index: int | None
-
-
-@dataclass(frozen=True)
-class CellPlan:
-    shape: CellShape
-    preprocess: tuple[Block, Block]
-    edges: tuple[EdgePlan, ...]
 
 
 class Output(NamedTuple):
@@ -90,7 +48,7 @@ class NetworkPlan:
             0,
         )
         self.cells = tuple(
-            CellPlan(cell, _preprocess_blocks(shape, cell), tuple(cell_edges(cell)))
+            CellPlan(cell, preprocess_blocks(shape, cell), tuple(cell_edges(cell)))
             for cell in shape.cells()
         )
         self.head_shapes = {
@@ -222,78 +180,6 @@ class NetworkPlan:
                 yield edge.block
 
 
-def supernet_plan(shape: NetworkShape) -> NetworkPlan:
-    """All candidates on all edges; names as in the public DARTS supernet."""
-
-    def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
-        for edge in edges(shape.nodes):
-            stride = edge.stride(cell.reduction)
-            prefix = f"cells.{cell.index}._ops.{edge.index}._ops"
-            parts = tuple(
-                _renamed(layer, f"{prefix}.{k}.{layer.name}")
-                for k, candidate in enumerate(shape.candidates)
-                for layer in layers(candidate, cell.channels, stride)
-            )
-            block = Block(parts, cell.channels, _halvings(shape, cell.index + 1))
-            yield EdgePlan(
-                block, edge.source, edge.target_node, stride, shape.candidates, edge.index
-            )
-
-    return NetworkPlan(shape, cell_edges)
-
-
-def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
-    """Two edges a node with one operation each; names as in the public DARTS evaluation network.
-
-    Raises ValueError if the genotype has another number of nodes than `shape`.
-    """
-    if genotype.nodes != shape.nodes:
-        raise ValueError(f"the shape has {shape.nodes} nodes, the genotype {genotype.nodes}")
-
-    def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
-        for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
-            stride = 2 if cell.reduction and source < 2 else 1
-            parts = tuple(
-                _renamed(layer, f"cells.{cell.index}._ops.{index}.{layer.name}")
-                for layer in layers(primitive, cell.channels, stride)
-            )
-            block = Block(parts, cell.channels, _halvings(shape, cell.index + 1))
-            yield EdgePlan(block, source, index // 2, stride, (primitive,), None)
-
-    return NetworkPlan(shape, cell_edges)
-
-
-def inherited_names(
-    derived: NetworkPlan, genotype: Genotype, shape: NetworkShape
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Name in the supernet of each parameter and of each running statistic of the derived net.
-
-    Raises ValueError if the genotype has a candidate that the supernet lacks.
-    """
-    sources = {(edge.source, edge.target_node): edge.index for edge in edges(shape.nodes)}
-    prefixes: dict[str, str] = {}
-    for cell in shape.cells():
-        for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
-            edge = sources[(source, index // 2)]
-            if primitive not in shape.candidates:
-                known = ", ".join(shape.candidates)
-                raise ValueError(f"the supernet has no candidate {primitive!r}, only {known}")
-            candidate = shape.candidates.index(primitive)
-            prefixes[f"cells.{cell.index}._ops.{index}."] = (
-                f"cells.{cell.index}._ops.{edge}._ops.{candidate}."
-            )
-
-    def name_in_supernet(name: str) -> str:
-        parts = name.split(".")
-        prefix = ".".join(parts[:4]) + "."
-        return prefixes[prefix] + ".".join(parts[4:]) if prefix in prefixes else name
-
-    return (
-        {name: name_in_supernet(name) for name in derived.parameters.slots},
-        {name: name_in_supernet(name) for name in derived.running.slots},
-    )
-
-
 class _Call:
     """One forward pass: hands each block its slices and collects its statistics."""
 
@@ -337,7 +223,8 @@ class _Call:
 
     def head(self, features: Tensor) -> Tensor:
         views = FlatLayout(self.plan.head_shapes.items()).views(self._head)
-        return fn.linear(features, views["classifier.weight"], views["classifier.bias"])
+        weight, bias = views["classifier.weight"], views["classifier.bias"]
+        return fn.linear(features, weight, bias, self.counts)
 
     def statistics(self) -> Tensor:
         return torch.cat([s.flatten(1) for s in self._stats], dim=1)  # (G, R)
@@ -382,28 +269,3 @@ class _Call:
         )
         self._stats.append(stats)
         return out
-
-
-def _preprocess_blocks(shape: NetworkShape, cell: CellShape) -> tuple[Block, Block]:
-    def block(index: int, parts: tuple[Layer, ...]) -> Block:
-        prefix = f"cells.{cell.index}.preprocess{index}"
-        named = tuple(_renamed(part, f"{prefix}.{part.name}") for part in parts)
-        return Block(named, cell.channels, _halvings(shape, cell.index))
-
-    first, second = cell.preprocess()
-    return block(0, first), block(1, second)
-
-
-def _halvings(shape: NetworkShape, cells: int) -> int:
-    """Reductions among the first `cells` cells."""
-    return sum(index < cells for index in shape.reductions())
-
-
-def _renamed(layer: Layer, name: str) -> Layer:
-    if isinstance(layer, Conv):
-        return Conv(name, layer.shape)
-    return BatchNorm(name, layer.channels, layer.affine)
-
-
-def _pairs(genotype: Genotype, cell: CellShape) -> tuple[tuple[str, int], ...]:
-    return genotype.reduce if cell.reduction else genotype.normal

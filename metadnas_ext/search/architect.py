@@ -67,6 +67,7 @@ class Architect:
         check_finite(losses, cohort, self._where)
         (grad,) = torch.autograd.grad(losses.sum(), alpha)
         self._optimizer.step(grad, active)
+        check_finite(cohort.alpha[:active].flatten(1).abs().amax(1), cohort, self._where, "alpha")
 
     def temperature(self, progress: Tensor) -> Tensor | None:
         if self._final_temperature == 1.0:

@@ -88,13 +88,13 @@ def train(
     return total / steps.clamp(min=1)
 
 
-def check_finite(losses: Tensor, cohort: Cohort, where: str) -> None:
-    """DivergenceError naming the first client whose loss is not finite."""
-    finite = torch.isfinite(losses)
+def check_finite(values: Tensor, cohort: Cohort, where: str, what: str = "loss") -> None:
+    """DivergenceError naming the first client whose loss (G) is not finite."""
+    finite = torch.isfinite(values)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
         raise DivergenceError(
-            f"{where}: the loss of client {cohort.clients[row]} is {float(losses[row])}; "
+            f"{where}: the {what} of client {cohort.clients[row]} is {float(values[row])}; "
             f"a lower client.lr or client.alpha_lr, or client.clip, may help"
         )
 

@@ -1,0 +1,65 @@
+"""The parts a network is planned from: blocks, edges, cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metadnas_ext.space import CellShape, NetworkShape
+from metadnas_ext.space.primitives import BatchNorm, Conv, Layer
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of computation whose parameters are neighbours in the flat row.
+
+    `parts` are its layers by full name, `channels` those of its output, `halvings` the number of
+    reductions between the image and its output.
+    """
+
+    parts: tuple[Layer, ...]
+    channels: int
+    halvings: int
+
+    @property
+    def norms(self) -> tuple[BatchNorm, ...]:
+        return tuple(layer for layer in self.parts if isinstance(layer, BatchNorm))
+
+
+@dataclass(frozen=True)
+class EdgePlan:
+    """One edge of a cell: `weights_index` is its row of the mixing weights, None for weight 1."""
+
+    block: Block
+    source: int
+    node: int
+    stride: int
+    candidates: tuple[str, ...]
+    weights_index: int | None
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    shape: CellShape
+    preprocess: tuple[Block, Block]
+    edges: tuple[EdgePlan, ...]
+
+
+def preprocess_blocks(shape: NetworkShape, cell: CellShape) -> tuple[Block, Block]:
+    def block(index: int, parts: tuple[Layer, ...]) -> Block:
+        prefix = f"cells.{cell.index}.preprocess{index}"
+        named = tuple(renamed(part, f"{prefix}.{part.name}") for part in parts)
+        return Block(named, cell.channels, halvings(shape, cell.index))
+
+    first, second = cell.preprocess()
+    return block(0, first), block(1, second)
+
+
+def halvings(shape: NetworkShape, cells: int) -> int:
+    """Reductions among the first `cells` cells."""
+    return sum(index < cells for index in shape.reductions())
+
+
+def renamed(layer: Layer, name: str) -> Layer:
+    if isinstance(layer, Conv):
+        return Conv(name, layer.shape)
+    return BatchNorm(name, layer.channels, layer.affine)
