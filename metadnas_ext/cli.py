@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,8 +91,19 @@ KEYS = {
 }
 
 
-@app.command()
-def search(
+@dataclass(frozen=True)
+class Request:
+    """What was asked of search or compare: configuration keys given by flags, and the rest."""
+
+    flags: dict[str, Any]
+    preset: str
+    config: Path | None
+    assignments: list[str]
+    out: Path | None
+    resume: bool
+
+
+def _shared_options(
     dataset: Dataset = None,
     data_dir: DataDir = None,
     download: Download = None,
@@ -112,50 +126,52 @@ def search(
     set_: Set = None,
     out: Out = None,
     resume: Resume = False,
-) -> None:
+) -> Request:
+    """The options of search and compare."""
+    flags = {KEYS[name]: value for name, value in locals().items() if name in KEYS}
+    given = {key: value for key, value in flags.items() if value is not None}
+    return Request(given, preset, config, set_ or [], out, resume)
+
+
+def _with_shared_options(body: Callable[..., None]) -> Callable[..., None]:
+    """A command with the shared options, as `body`'s `request`, and then those of `body`."""
+    shared = inspect.signature(_shared_options, eval_str=True).parameters
+    all_own = inspect.signature(body, eval_str=True).parameters.values()
+    own = [p for p in all_own if p.name != "request"]
+
+    @functools.wraps(body)
+    def command(**values: Any) -> None:
+        request = _shared_options(**{name: values.pop(name) for name in shared})
+        body(request=request, **values)
+
+    # typer reads both.
+    command.__signature__ = inspect.Signature([*shared.values(), *own])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*shared.values(), *own)}
+    return command
+
+
+@app.command()
+@_with_shared_options
+def search(request: Request) -> None:
     """Search a network for every client with Meta-DNAS.
 
     Without flags: ten clients on scikit-learn's digits, in a few minutes on a laptop.
     """
-    flags = {KEYS[k]: v for k, v in locals().items() if k in KEYS and v is not None}
-    with _friendly():
-        _run("search", ["meta_dnas"], preset, config, set_, flags, out, resume)
+    _run("search", ["meta_dnas"], request)
 
 
 @app.command()
+@_with_shared_options
 def compare(
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    download: Download = None,
-    image_size: ImageSize = None,
-    max_images: MaxImages = None,
-    clients: Clients = None,
-    partition: Partition = None,
-    dirichlet: Dirichlet = None,
-    rounds: Rounds = None,
-    clients_per_round: PerRound = None,
-    cohort: Cohort = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    channels: Channels = None,
-    layers: Layers = None,
-    budget: Budget = None,
-    seed: Seed = None,
-    preset: Preset = "quick",
-    config: ConfigFile = None,
-    set_: Set = None,
-    out: Out = None,
-    resume: Resume = False,
+    request: Request,
     methods: Annotated[
         str | None,
         typer.Option(help="Comma-separated; default meta_dnas,fedavg,fedavg_ft,darts."),
     ] = None,
 ) -> None:
     """Compare Meta-DNAS with its rivals on the same clients, as the paper's Table 1."""
-    flags = {KEYS[k]: v for k, v in locals().items() if k in KEYS and v is not None}
-    with _friendly():
-        names = None if methods is None else [name.strip() for name in methods.split(",")]
-        _run("compare", names, preset, config, set_, flags, out, resume)
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
+    _run("compare", names, request)
 
 
 @app.command()
@@ -186,46 +202,44 @@ def main() -> None:
     app()
 
 
-def _run(
-    command: str,
-    methods: list[str] | None,
-    preset: str,
-    config_file: Path | None,
-    assignments: list[str] | None,
-    flags: dict[str, Any],
-    out: Path | None,
-    resume: bool,
-) -> None:
+def _run(command: str, wanted: list[str] | None, request: Request) -> None:
     # Heavy imports here, so that --help and typing errors answer at once.
     from metadnas_ext.federated import runner
     from metadnas_ext.federated.federation import Federation
-    from metadnas_ext.methods import METHODS
     from metadnas_ext.progress import Display
 
-    unknown = [name for name in methods or () if name not in METHODS]
-    if unknown:
-        raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
-    values = (load_file(config_file) if config_file else {}) | flags | _assignments(assignments)
-    if resume:
-        if out is None:
-            raise ConfigError("--resume needs --out, the run folder to go on with")
-        config, methods = _resumed(runner.load_config(out), values, methods)
-    else:
-        methods = methods or list(METHODS)
-        config = _preset(preset).updated(values)
-        out = out or _free_folder(command, config.data.dataset)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            runner.create_run(out, config, methods)  # raises: something is there
-    federation = Federation.build(config)
-    if not resume:
-        runner.create_run(out, config, methods)
-    try:
-        with Display(console, federation, out) as display:
+    with _friendly():
+        out, config, methods = _settled(command, wanted, request)
+        federation = Federation.build(config)
+        if not request.resume:
+            runner.create_run(out, config, methods)
+        with _resumable(out, command), Display(console, federation, out) as display:
             run = runner.Runner(federation, methods, out, display)
             results = run.run()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; go on with --resume --out {out}") from None
-    display.summarise(results, run.seconds(), run.traffic())
+        display.summarise(results, run.seconds(), run.traffic())
+
+
+def _settled(
+    command: str, wanted: list[str] | None, request: Request
+) -> tuple[Path, Config, list[str]]:
+    """Run folder, configuration and methods (None: all); raises on whatever is wrong with them."""
+    from metadnas_ext.federated import runner
+    from metadnas_ext.methods import METHODS
+
+    unknown = [name for name in wanted or [] if name not in METHODS]
+    if unknown:
+        raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+    from_file = load_file(request.config) if request.config else {}
+    values = from_file | request.flags | _assignments(request.assignments)
+    if request.resume:
+        if request.out is None:
+            raise ConfigError("--resume needs --out, the run folder to go on with")
+        saved = runner.load_config(request.out)
+        return request.out, *_resumed(saved, values, wanted)
+    config = _preset(request.preset).updated(values)
+    out = request.out or _free_folder(command, config.data.dataset)
+    runner.check_free(out)
+    return out, config, wanted or list(METHODS)
 
 
 def _preset(name: str) -> Config:
@@ -234,9 +248,9 @@ def _preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def _assignments(texts: list[str] | None) -> dict[str, Any]:
+def _assignments(texts: list[str]) -> dict[str, Any]:
     values = {}
-    for text in texts or []:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text!r}: expected section.name=value")
@@ -275,9 +289,20 @@ def _friendly() -> Iterator[None]:
     except MetadnasError as error:
         errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        errors.print(str(interrupt) or "interrupted", soft_wrap=True, markup=False, highlight=False)
+    except KeyboardInterrupt:
+        errors.print("interrupted", highlight=False)
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _resumable(out: Path, command: str) -> Iterator[None]:
+    """Says on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = f"go on with: metadnas {command} --out {out} --resume"
+        errors.print(hint, soft_wrap=True, highlight=False, markup=False)
+        raise
 
 
 def _plain(error: Exception) -> str:

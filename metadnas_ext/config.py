@@ -77,7 +77,7 @@ class ClientConfig:
 class ServerConfig:
     """Rounds and the meta-learner (FOMAML on alpha, average on w)."""
 
-    rounds: int = 6
+    rounds: int = 8
     clients_per_round: int = 8
     cohort: int = 16  # clients trained together in one batch of kernels
     alpha_lr: float = 0.001  # Adam
@@ -99,7 +99,7 @@ class PersonaliseConfig:
 
     adapt_epochs: int = 2  # local search from the server's state
     temperature: float = 0.5  # of the mixing weights at the end of adaptation; 1: no annealing
-    finetune_epochs: int = 3
+    finetune_epochs: int = 8
     finetune_lr: float = 0.003
     gate: bool = True  # keep the personal network only if not worse than the meta one on val
 

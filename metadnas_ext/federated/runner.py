@@ -78,20 +78,21 @@ class Progress:
         return cls(data["step"], data["metrics_bytes"], methods)
 
 
+def check_free(run_dir: Path) -> None:
+    """RunError if something is at `run_dir` already."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise RunError(f"{run_dir} exists already; choose another --out, or go on with --resume")
+
+
 def create_run(run_dir: Path, config: Config, methods: Sequence[str]) -> None:
-    """Makes the run folder. RunError if something is there already."""
+    """Makes the run folder. RunError if something is there already or it cannot be made."""
+    check_free(run_dir)
     try:
-        run_dir.mkdir(parents=True)
-    except FileExistsError:
-        if not run_dir.is_dir() or any(run_dir.iterdir()):
-            raise RunError(
-                f"{run_dir} exists already; choose another --out, or go on with --resume"
-            ) from None
-    except OSError as error:
-        raise RunError(f"cannot make the run folder {run_dir}: {error.strerror}") from None
-    with _writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / METRICS).touch()
         write_json(run_dir / CONFIG, {**config.to_json(), "methods": list(methods)})
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {run_dir}: {error.strerror}") from None
 
 
 def load_config(run_dir: Path) -> tuple[Config, list[str]]:

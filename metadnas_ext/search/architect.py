@@ -77,7 +77,7 @@ class Architect:
     def _regularisers(self, alpha: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         config, active = self._config, alpha.shape[0]
         _, excess = objective.cost_ratio(weights, self._costs, self._budgets[:active])
-        multiplier = self._multiplier[:active]
+        multiplier = self._multiplier[:active].clone()  # the backward pass needs it unchanged
         total = objective.penalty(excess, config.penalty_kind, multiplier).to(alpha.dtype)
         if config.penalty_kind == "dual":
             self._multiplier[:active] = objective.dual_ascent(multiplier, excess, config.dual_rate)
