@@ -82,7 +82,7 @@ def _load(folder: Path, step: int) -> Checkpoint:
         return Checkpoint(step, safetensors.torch.load(data), body["progress"])
     except OSError as error:
         raise RunError(f"cannot read {error.filename}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(f"{manifest_path} is damaged: {error}") from None
 
 

@@ -104,7 +104,7 @@ def load_config(run_dir: Path) -> tuple[Config, list[str]]:
         return Config.from_json(data), list(methods)
     except FileNotFoundError:
         raise RunError(f"{run_dir} is not a run folder: {path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
 
 

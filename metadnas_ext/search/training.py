@@ -93,8 +93,9 @@ def check_finite(values: Tensor, cohort: Cohort, where: str, what: str = "loss")
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
+        value = float(values.detach()[row])
         raise DivergenceError(
-            f"{where}: the {what} of client {cohort.clients[row]} is {float(values[row])}; "
+            f"{where}: the {what} of client {cohort.clients[row]} is {value}; "
             f"a lower client.lr or client.alpha_lr, or client.clip, may help"
         )
 

@@ -107,14 +107,11 @@ def make_case(
 
 
 def run(case: Case, op: Op = mixed_op) -> Result:
-    """Output, statistics and gradients of x, weights and params."""
-    leaves = [t.detach().clone().requires_grad_() for t in (case.x, case.weights, case.params)]
+    """Output, statistics and gradients of x, weights and params, in the layout they have."""
+    leaves = [t.detach().requires_grad_() for t in (case.x, case.weights, case.params)]
     out, stats = op(*leaves, **case.options)
-    if not out.requires_grad:  # the twin of `none` alone
-        return Result(out, stats, *map(torch.zeros_like, leaves))
-    grads = torch.autograd.grad(out, leaves, case.grad_out, allow_unused=True)
-    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
-    return Result(out.detach(), stats.detach(), *filled)
+    grads = torch.autograd.grad(out, leaves, case.grad_out, materialize_grads=True)
+    return Result(out.detach(), stats.detach(), *grads)
 
 
 def twin(

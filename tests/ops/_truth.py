@@ -21,7 +21,7 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """DARTS' module; an odd size gets a row or column of zeros behind it, so that both grids fit."""
+    """DARTS' module; zeros behind an odd size give both grids as many pixels."""
 
     def __init__(self, channels: int, affine: bool, eps: float) -> None:
         super().__init__()
@@ -120,12 +120,14 @@ def run_client(
     x = x.permute(0, 3, 1, 2).contiguous().requires_grad_()
     weights = weights.detach().clone().requires_grad_()
     out = mixture(x, weights)
-    (out * grad_out.permute(0, 3, 1, 2)).sum().backward()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in mixture.parameters()]
+    leaves = [x, weights, *mixture.parameters()]
+    grad_x, grad_weights, *grads = torch.autograd.grad(
+        out, leaves, grad_out.permute(0, 3, 1, 2), materialize_grads=True
+    )
     return (
         out.detach().permute(0, 2, 3, 1),
         torch.stack(mixture.statistics) if mixture.statistics else x.new_zeros(0, 2, channels),
-        x.grad.permute(0, 2, 3, 1),
-        weights.grad,
+        grad_x.permute(0, 2, 3, 1),
+        grad_weights,
         parameters_to_vector(grads) if grads else params.clone(),
     )

@@ -1,0 +1,365 @@
+"""A run interrupted anywhere and resumed ends, to the bit, as one that was not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metadnas_ext.errors import DivergenceError, RunError
+from metadnas_ext.federated import checkpoint, runner
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.federated.runner import Runner, Silent, create_run, load_config
+
+from ._tiny import METHODS, assert_identical, events, resume_in, run_in, tiny_federation
+
+COMMITS = 12
+"""Meta-DNAS and FedAvg: 2 rounds each; every method: 2 cohorts of 2 clients personalised."""
+
+
+@pytest.fixture(scope="module")
+def federation() -> Federation:
+    return tiny_federation(server__cohort=2)
+
+
+class Watch(Silent):
+    """Calls `on_commit` after every commit."""
+
+    def __init__(self, on_commit: Any) -> None:
+        self._on_commit = on_commit
+
+    def round_finished(self, *_: Any) -> None:
+        self._on_commit()
+
+    def clients_finished(self, *_: Any) -> None:
+        self._on_commit()
+
+
+class Killed(Exception):
+    pass
+
+
+class Interrupt(Watch):
+    """Raises after `commits` of them."""
+
+    def __init__(self, commits: int) -> None:
+        self.left = commits
+        super().__init__(self._count)
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(
+    federation: Federation, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Path]]:
+    """An uninterrupted run, and its folder as it was after each commit."""
+    base = tmp_path_factory.mktemp("whole")
+    snapshots: list[Path] = []
+
+    def copy() -> None:
+        snapshots.append(base / f"after {len(snapshots) + 1}")
+        shutil.copytree(base / "run", snapshots[-1])
+
+    run_in(base / "run", federation, METHODS, Watch(copy))
+    assert len(snapshots) == COMMITS
+    return base / "run", snapshots
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    """Tensors, results, genotypes, metrics and progress, apart from what the clock decides."""
+    for name in ("results.json", "genotypes.json", "config.json"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert events(folder) == events(expected)
+    mine, other = checkpoint.load_latest(folder), checkpoint.load_latest(expected)
+    assert mine is not None
+    assert other is not None
+    assert mine.step == other.step
+    assert mine.tensors.keys() == other.tensors.keys()
+    for name, tensor in other.tensors.items():
+        assert_identical(mine.tensors[name], tensor, name)
+    assert timeless(mine.progress) == timeless(other.progress)
+
+
+def timeless(progress: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {k: v for k, v in method.items() if not k.endswith("seconds")}
+        for name, method in progress["methods"].items()
+    }
+
+
+def copied(snapshot: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(snapshot, tmp_path / "run"))
+
+
+def quietly_resume(folder: Path, federation: Federation) -> list[str]:
+    """Resumes and returns the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resume_in(folder, federation, METHODS)
+    return [str(warning.message) for warning in caught]
+
+
+def test_what_a_run_leaves(whole: tuple[Path, list[Path]], federation: Federation) -> None:
+    folder, _ = whole
+    found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    last = [
+        f"checkpoints/{step:08d}.{kind}"
+        for step in (COMMITS - 1, COMMITS)
+        for kind in ("json", "safetensors")
+    ]
+    files = ["config.json", "genotypes.json", "metrics.jsonl", "results.json"]
+    assert found == sorted([*files, *last])
+    kinds = [(e["event"], e["method"]) for e in events(folder)]
+    rounds, personalised = ["round"] * 2, ["personalised"] * 2
+    expected = {
+        "meta_dnas": rounds + personalised,
+        "fedavg": rounds + personalised,
+        "fedavg_ft": personalised,  # starts from FedAvg's end
+        "darts": personalised,
+    }
+    assert kinds == [(event, name) for name, parts in expected.items() for event in parts]
+    results = json.loads((folder / "results.json").read_bytes())
+    genotypes = json.loads((folder / "genotypes.json").read_bytes())
+    for name in METHODS:
+        assert [r["client"] for r in results[name]] == [0, 1, 2, 3]
+        assert list(genotypes[name]) == ["meta", "0", "1", "2", "3"]
+    assert genotypes["darts"]["meta"] is None
+    assert load_config(folder) == (federation.config, METHODS)
+
+
+@pytest.mark.parametrize("commits", range(1, COMMITS + 1))
+def test_killed_after_a_commit(
+    commits: int, whole: tuple[Path, list[Path]], federation: Federation, tmp_path: Path
+) -> None:
+    folder = copied(whole[1][commits - 1], tmp_path)
+    assert not (folder / "results.json").exists()
+    assert quietly_resume(folder, federation) == []
+    assert_same_end(folder, whole[0])
+
+
+def test_killed_again_and_again(
+    whole: tuple[Path, list[Path]], federation: Federation, tmp_path: Path
+) -> None:
+    """After each single commit; and before the first."""
+    folder, killed = tmp_path / "run", 0
+    create_run(folder, federation.config, METHODS)
+    while True:
+        try:
+            resume_in(folder, federation, METHODS, Interrupt(1))
+            break
+        except Killed:
+            killed += 1
+    assert killed == COMMITS
+    assert_same_end(folder, whole[0])
+    resume_in(folder, federation, METHODS, Interrupt(1))  # nothing left to do
+    assert_same_end(folder, whole[0])
+
+
+@pytest.mark.parametrize("step", [3, 4, 7])
+@pytest.mark.parametrize("damage", ["torn line", "no manifest", "tensors", "manifest", "temporary"])
+def test_killed_while_writing(
+    step: int,
+    damage: str,
+    whole: tuple[Path, list[Path]],
+    federation: Federation,
+    tmp_path: Path,
+) -> None:
+    """The files of the last commit in every half-written state: at most it is done again."""
+    folder = copied(whole[1][step - 1], tmp_path)
+    manifest = folder / "checkpoints" / f"{step:08d}.json"
+    tensors = manifest.with_suffix(".safetensors")
+    if damage == "torn line":
+        with open(folder / "metrics.jsonl", "ab") as file:
+            file.write(b'{"event": "round", "method": "meta')
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-5])
+    elif damage == "manifest":
+        data = bytearray(manifest.read_bytes())
+        data[len(data) // 2] ^= 1
+        manifest.write_bytes(data)
+    else:
+        manifest.unlink()
+        (folder / "checkpoints" / f".{manifest.name}.tmp").write_bytes(b'{"sha256": ')
+    messages = quietly_resume(folder, federation)
+    assert len(messages) == (damage in ("tensors", "manifest"))
+    assert all("falling back" in message for message in messages)
+    assert_same_end(folder, whole[0])
+
+
+def test_all_checkpoints_damaged(
+    whole: tuple[Path, list[Path]], federation: Federation, tmp_path: Path
+) -> None:
+    folder = copied(whole[1][5], tmp_path)
+    for path in (folder / "checkpoints").glob("*.safetensors"):
+        path.write_bytes(b"\0" * 100)
+    with (
+        pytest.warns(UserWarning, match="does not match its hash"),
+        pytest.raises(RunError, match=r"every checkpoint in .* is damaged \(2 of them\)"),
+    ):
+        Runner(federation, METHODS, folder)
+
+
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_metrics_lost(
+    left: int | None, whole: tuple[Path, list[Path]], federation: Federation, tmp_path: Path
+) -> None:
+    """Lines that a checkpoint vouches for are gone: not a crash, and never filled with zeros."""
+    folder = copied(whole[1][5], tmp_path)
+    metrics = folder / "metrics.jsonl"
+    if left is None:
+        metrics.unlink()
+    else:
+        os.truncate(metrics, left)
+    with pytest.raises(RunError, match=r"metrics\.jsonl"):
+        Runner(federation, METHODS, folder)
+    assert (metrics.stat().st_size if metrics.exists() else None) == left
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_keep_checkpoints(keep: int, federation: Federation, tmp_path: Path) -> None:
+    config = federation.config.updated({"run.keep_checkpoints": keep})
+    counts = []
+
+    def count() -> None:
+        folder = tmp_path / "run" / "checkpoints"
+        counts.append((len(list(folder.glob("*.json"))), len(list(folder.iterdir()))))
+
+    run_in(tmp_path / "run", replace(federation, config=config), ["fedavg"], Watch(count))
+    assert counts == [(min(keep, n), 2 * min(keep, n)) for n in range(1, 5)]
+
+
+def test_no_pickle(
+    federation: Federation,
+    whole: tuple[Path, list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither written nor read: the run works where every unpickler raises."""
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("pickle")
+
+    for module, name in (
+        (torch, "load"),
+        (torch, "save"),
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "dump"),
+        (pickle, "dumps"),
+        (pickle, "Unpickler"),
+    ):
+        monkeypatch.setattr(module, name, forbidden)
+    folder = copied(whole[1][2], tmp_path)
+    resume_in(folder, federation, METHODS)
+    assert_same_end(folder, whole[0])
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+
+
+def test_a_full_disk_is_an_error_and_can_be_resumed(
+    federation: Federation,
+    whole: tuple[Path, list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = copied(whole[1][2], tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    with pytest.raises(RunError, match=r"cannot write to .*run: No space left"):
+        resume_in(folder, federation, METHODS)
+    monkeypatch.undo()
+    assert quietly_resume(folder, federation) == []
+    assert_same_end(folder, whole[0])
+
+
+@pytest.mark.parametrize("method", ["meta_dnas", "fedavg", "darts"])
+def test_divergence_names_phase_and_client_and_keeps_checkpoints(
+    method: str, tmp_path: Path
+) -> None:
+    """One step a round with a huge rate: only the evaluation behind it sees the weights."""
+    federation = tiny_federation(client__lr=1e30, client__clip=0, client__batch_size=256)
+    phase = {"darts": "local search|finetune"}.get(method, "round 0")
+    with pytest.raises(DivergenceError, match=rf"({phase}): the loss of client \d is (nan|inf)"):
+        run_in(tmp_path / "run", federation, [method])
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""
+    assert checkpoint.load_latest(tmp_path / "run") is None
+
+
+def test_divergence_later_leaves_earlier_checkpoints(
+    federation: Federation, whole: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """In fine-tuning, after both rounds: those stay, and a better rate goes on from them."""
+    config = federation.config.updated({"personalise.finetune_lr": 1e30})
+    with pytest.raises(DivergenceError, match=r"finetune: the loss of client \d"):
+        run_in(tmp_path / "run", replace(federation, config=config), METHODS)
+    saved = checkpoint.load_latest(tmp_path / "run")
+    assert saved is not None
+    assert saved.step == 2
+    before = checkpoint.load_latest(whole[1][1])
+    assert before is not None
+    for name, tensor in before.tensors.items():
+        assert_identical(saved.tensors[name], tensor, name)
+
+
+def test_create_run_refuses_what_is_there(federation: Federation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    for name in ("file", "full"):
+        with pytest.raises(RunError, match=r"exists already; choose another --out"):
+            create_run(tmp_path / name, federation.config, METHODS)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    with pytest.raises(RunError, match="cannot make the run folder"):
+        create_run(tmp_path / "file" / "run", federation.config, METHODS)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "deep/er"):
+        create_run(tmp_path / name, federation.config, METHODS)
+        assert load_config(tmp_path / name) == (federation.config, METHODS)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"methods": 3}', '{"methods": [], "data": {"sparkles": 1}}']
+)
+def test_damaged_config(text: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"not a run folder: .*config\.json is missing"):
+        load_config(tmp_path)
+    (tmp_path / runner.CONFIG).write_text(text)
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
+        load_config(tmp_path)
+
+
+def test_time_and_traffic_survive_a_resume(
+    federation: Federation, whole: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    folder = copied(whole[1][5], tmp_path)
+    before = Runner(federation, METHODS, folder).seconds()
+    resumed = resume_in(folder, federation, METHODS)
+    assert resumed.seconds()["meta_dnas"] == before["meta_dnas"] > 0
+    rounds = [e for e in events(folder) if e["event"] == "round"]
+    for name in ("meta_dnas", "fedavg"):
+        sent = sum(e["bytes_up"] + e["bytes_down"] for e in rounds if e["method"] == name)
+        assert resumed.traffic()[name] == sent > 0
+    assert resumed.traffic()["fedavg_ft"] == resumed.traffic()["fedavg"]
+    assert resumed.traffic()["darts"] == 0
+    timed = [e["seconds"] for e in events(folder, timed=True) if e["method"] == "darts"]
+    assert resumed.seconds()["darts"] == pytest.approx(sum(timed))

@@ -1,0 +1,146 @@
+"""Row optimisers against torch's own, one ordinary optimiser per client."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD, clip_rows
+
+STEPS = [7, 4, 4, 1]
+"""Of each client; most first, as in a cohort."""
+WIDTH = 37  # not a whole number of vector registers
+
+
+def random_rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+def gradients(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """One gradient (4, WIDTH) a step, of very different sizes."""
+    return [
+        random_rows(len(STEPS), WIDTH, seed=s + 1, dtype=dtype) * 10.0 ** (s - 3) for s in range(7)
+    ]
+
+
+def run_rows(optimizer: RowOptimizer, grads: list[Tensor]) -> None:
+    for step, grad in enumerate(grads):
+        active = sum(total > step for total in STEPS)
+        optimizer.step(grad[:active].clone(), active)
+
+
+def run_alone(
+    start: Tensor, grads: list[Tensor], client: int, kind: str, **options: float
+) -> Tensor:
+    """The client's row after its own number of steps with torch's optimiser."""
+    row = start[client].clone().requires_grad_()
+    schedule = None
+    if kind == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam([row], **options)
+    else:
+        optimizer = torch.optim.SGD([row], **options)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS[client])
+    for grad in grads[: STEPS[client]]:
+        row.grad = grad[client].clone()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return row.detach()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.03])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.999)])
+def test_adam_is_torchs_for_each_client(betas: tuple[float, float], decay: float) -> None:
+    start = random_rows(len(STEPS), WIDTH)
+    rows = start.clone()
+    run_rows(RowAdam(rows, 0.05, betas=betas, weight_decay=decay), gradients())
+    for client in range(len(STEPS)):
+        expected = run_alone(
+            start, gradients(), client, "adam", lr=0.05, betas=betas, weight_decay=decay
+        )
+        torch.testing.assert_close(rows[client], expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.03])
+def test_sgd_with_cosine_is_torchs_for_each_client(momentum: float, decay: float) -> None:
+    start = random_rows(len(STEPS), WIDTH)
+    rows = start.clone()
+    run_rows(RowSGD(rows, 0.05, momentum, decay, STEPS), gradients())
+    for client in range(len(STEPS)):
+        expected = run_alone(
+            start, gradients(), client, "sgd", lr=0.05, momentum=momentum, weight_decay=decay
+        )
+        torch.testing.assert_close(rows[client], expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_does_not_depend_on_the_others(kind: str, dtype: torch.dtype) -> None:
+    """To the bit, at a width that leaves a rest in every vector register."""
+
+    def optimizer(rows: Tensor, steps: list[int]) -> RowOptimizer:
+        if kind == "adam":
+            return RowAdam(rows, 0.05, weight_decay=3e-4)
+        return RowSGD(rows, 0.05, 0.9, 3e-4, steps)
+
+    start = random_rows(len(STEPS), WIDTH, dtype=dtype)
+    rows = start.clone()
+    run_rows(optimizer(rows, STEPS), gradients(dtype))
+    for client, steps in enumerate(STEPS):
+        row = start[client : client + 1].clone()
+        alone = optimizer(row, [steps])
+        for grad in gradients(dtype)[:steps]:
+            alone.step(grad[client : client + 1].clone(), 1)
+        assert torch.equal(rows[client], row[0])
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_rows_that_finished_stay_as_they_are(kind: str) -> None:
+    rows = random_rows(3, 2, 5)
+    before = rows.clone()
+    optimizer = RowAdam(rows, 0.1) if kind == "adam" else RowSGD(rows, 0.1, 0.9, 0.0, [3, 1, 1])
+    optimizer.step(torch.ones(3, 2, 5, dtype=torch.float64), 3)
+    middle = rows.clone()
+    assert (middle != before).all()
+    optimizer.step(torch.ones(1, 2, 5, dtype=torch.float64), 1)
+    assert (rows[0] != middle[0]).all()
+    assert torch.equal(rows[1:], middle[1:])
+
+
+def test_adam_goes_on_from_given_moments_and_updates_them() -> None:
+    start, grads = random_rows(1, WIDTH), gradients()[:4]
+    whole = start.clone()
+    optimizer = RowAdam(whole, 0.1)
+    for grad in grads:
+        optimizer.step(grad[:1], 1)
+
+    pieces, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    steps = torch.zeros(1)
+    for grad in grads:  # a new optimiser each time, as the server has
+        optimizer = RowAdam(pieces, 0.1)
+        optimizer.load(mean, square, steps)
+        optimizer.step(grad[:1], 1)
+    assert torch.equal(pieces, whole)
+    assert steps.tolist() == [4]
+
+
+@pytest.mark.parametrize("limit", [0.5, 5.0, 1e9])
+def test_clip_is_torchs_clip_of_each_row(limit: float) -> None:
+    grads = random_rows(4, WIDTH) * torch.tensor([[0.0], [0.01], [1.0], [100.0]])
+    clipped = grads.clone()
+    clip_rows(clipped, limit)
+    for client in range(4):
+        parameter = torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True)
+        parameter.grad = grads[client].clone()
+        torch.nn.utils.clip_grad_norm_([parameter], limit)
+        torch.testing.assert_close(clipped[client], parameter.grad, rtol=1e-14, atol=0)
+
+
+def test_no_clipping_at_zero() -> None:
+    grads = random_rows(2, WIDTH) * 1e6
+    clipped = grads.clone()
+    clip_rows(clipped, 0.0)
+    assert torch.equal(clipped, grads)
