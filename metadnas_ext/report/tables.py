@@ -18,6 +18,7 @@ from metadnas_ext.report.names import (
     method_name,
     percent,
     quantity,
+    unit_name,
 )
 from metadnas_ext.report.result import ClientResult
 
@@ -37,6 +38,7 @@ class Grid:
             show_footer=bool(self.footer),
             box=SIMPLE_HEAD,  # narrow: a client's row fits 80 columns
             pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         footer = self.footer or ("",) * len(self.headers)
         # Text, not str: a name such as "[red]" is a name and not markup.
@@ -85,7 +87,13 @@ def summary(results: Sequence[ClientResult]) -> dict[str, float]:
 
 
 def client_grid(results: Sequence[ClientResult]) -> Grid:
-    """One row a client, by id; the footer sums up."""
+    """One row a client, by id; the footer sums up. One unit for all stands in the header."""
+    units = {unit_name(r.unit) for r in results}
+    unit = units.pop() if len(units) == 1 else ""
+
+    def amount(value: float | None, r: ClientResult) -> str:
+        return quantity(value, r.unit).removesuffix(f" {unit}")
+
     rows = []
     for r in sorted(results, key=lambda r: r.client):
         used = r.cost / r.budget if r.budget else math.nan
@@ -97,8 +105,8 @@ def client_grid(results: Sequence[ClientResult]) -> Grid:
                 str(r.train_size),
                 str(r.test_size),
                 percent(r.test_accuracy, 1),
-                quantity(r.cost, r.unit),
-                quantity(r.budget, r.unit),
+                amount(r.cost, r),
+                amount(r.budget, r),
                 f"{share} (over)" if r.over_budget else share,
                 r.kept,
             )
@@ -107,8 +115,9 @@ def client_grid(results: Sequence[ClientResult]) -> Grid:
     count = f"{len(results)} client" + ("" if len(results) == 1 else "s")
     missing = f"{figures['missing']:.0f} without a result" if figures["missing"] else ""
     accuracy = f"{percent(figures['mean'], 1)} ± {percent(figures['std'], 1)}"
-    over = f"{figures['violations']:.0f} over budget"
-    headers = ("client", "group", "train", "test", "accuracy %", "cost", "budget", "used", "kept")
+    over = f"{figures['violations']:.0f} over"
+    cost = f"cost, {unit}" if unit else "cost"
+    headers = ("client", "group", "train", "test", "accuracy %", cost, "budget", "used", "kept")
     return Grid(headers, tuple(rows), (count, missing, "", "", accuracy, "", "", over, ""))
 
 

@@ -141,6 +141,9 @@ def test_what_a_run_leaves(whole: tuple[Path, list[Path]], federation: Federatio
         assert [r["client"] for r in results[name]] == [0, 1, 2, 3]
         assert list(genotypes[name]) == ["meta", "0", "1", "2", "3"]
     assert genotypes["darts"]["meta"] is None
+    assert genotypes["fedavg"]["meta"] == genotypes["fedavg_ft"]["meta"]
+    assert genotypes["fedavg"]["meta"] == results["fedavg"][0]["genotype"]
+    assert set(genotypes["meta_dnas"]["meta"]) == set(genotypes["fedavg"]["meta"])
     assert load_config(folder) == (federation.config, METHODS)
 
 

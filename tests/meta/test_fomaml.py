@@ -98,7 +98,7 @@ def test_meta_gradient_matches_finite_differences() -> None:
         for sign in (1, -1):
             moved = alpha.clone()
             moved[index] += sign * step
-            values.append(float(plain_loss(cohort, 0, moved, config)[0]))
+            values.append(float(plain_loss(cohort, 0, moved, config)[0].detach()))
         difference = (values[0] - values[1]) / (2 * step)
         assert float(grad[0][index]) == pytest.approx(difference, rel=1e-5, abs=1e-9)
 

@@ -94,14 +94,15 @@ def test_client_grid(make):
     ]
     grid = client_grid([ClientResult.from_json(record) for record in records])
     assert grid.rows == (
-        ("2", "seen", "120", "40", "75.0", "1.20 M MACs", "–", "–", "personal"),
-        ("5", "unseen", "120", "40", "50.0", "3.00 M MACs", "2.00 M MACs", "150.0 % (over)",
+        ("2", "seen", "120", "40", "75.0", "1.20 M", "–", "–", "personal"),
+        ("5", "unseen", "120", "40", "50.0", "3.00 M", "2.00 M", "150.0 % (over)",
          "meta"),
-        ("9", "seen", "120", "40", "–", "1.20 M MACs", "2.00 M MACs", "60.0 %", "personal"),
+        ("9", "seen", "120", "40", "–", "1.20 M", "2.00 M", "60.0 %", "personal"),
     )  # fmt: skip
+    assert grid.headers[5] == "cost, MACs"
     assert grid.footer is not None
     assert grid.footer[:2] == ("3 clients", "1 without a result")
-    assert (grid.footer[4], grid.footer[7]) == ("62.5 ± 12.5", "1 over budget")
+    assert (grid.footer[4], grid.footer[7]) == ("62.5 ± 12.5", "1 over")
 
 
 def test_compare_grid_and_optional_columns(results):

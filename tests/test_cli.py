@@ -1,0 +1,345 @@
+"""The command line: full runs, and one line for everything a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import metadnas_ext
+from metadnas_ext.cli import app
+from metadnas_ext.config import Config
+from metadnas_ext.errors import RunError
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.federated.runner import load_config
+from metadnas_ext.space import cheapest_cost
+
+from .federated._tiny import METHODS, TINY, events, run_in
+
+SMALL = [argument for key, value in TINY.items() for argument in ("--set", f"{key}={value}")]
+"""The tiny federation of the engine tests."""
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder of each test; a run folder that nobody asked for would appear in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for whole names in tables
+
+
+def metadnas(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def one_line_error(result: Result) -> str:
+    """The message of a command that failed as it should."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+def write_images(folder: Path, classes: int, each: int) -> Path:
+    """Classes of bright and dark PNGs of 10x10."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            pixels = rng.integers(90 * label, 90 * label + 70, (10, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{number}.png")
+    return folder
+
+
+def assert_prints(output: str, percentage: float) -> None:
+    """Rounded to one digit or more, whichever way halves go."""
+    printed = [float(number) for number in re.findall(r"\d+\.\d+", output)]
+    assert any(abs(number - percentage) < 0.0501 for number in printed), percentage
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["search", "compare", "report", "info"]),
+        (["search"], ["--dataset", "--budget", "--resume", "--set", "--preset", "few minutes"]),
+        (["compare"], ["--dataset", "--methods", "--resume", "Table 1"]),
+        (["report"], ["RUN", "--out", "Markdown"]),
+        (["info"], ["installation"]),
+    ],
+)
+def test_help(command: list[str], words: list[str]) -> None:
+    result = metadnas(*command, "--help")
+    assert result.exit_code == 0
+    for word in words:
+        assert word in result.output
+    assert result.stderr == ""
+
+
+def test_info() -> None:
+    result = metadnas("info")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"metadnas_ext {metadnas_ext.__version__}\n")
+
+
+def test_search_on_digits(tmp_path: Path) -> None:
+    """Prints the figures of each round and a table of all clients, and leaves a run folder."""
+    result = metadnas("search", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    folder = tmp_path / "runs" / "search-digits-0"
+    saved = json.loads((folder / "results.json").read_bytes())
+    assert list(saved) == ["meta_dnas"]
+    output = " ".join(result.stdout.split())
+    assert "digits: 200 images of 8x8, 10 classes, over 4 clients (1 unseen)" in output
+    rounds = [e for e in events(folder) if e["event"] == "round"]
+    for index, figures in enumerate(rounds):
+        assert f"round {index + 1}/2 train loss {figures['train_loss']:.3f}" in output
+    for record in saved["meta_dnas"]:
+        assert_prints(result.stdout, 100 * record["test_accuracy"])
+    assert f"run folder: runs/{folder.name}" in output
+
+
+def test_compare_on_an_image_folder_then_report(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "photos", 2, 40)
+    arguments = ["compare", "--dataset", "imagefolder", "--data-dir", str(images), *SMALL]
+    result = metadnas(*arguments, "--out", "run", "--set", "server.rounds=1")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    for title in ("Meta-DNAS", "FedAvg", "FedAvg + fine-tuning", "DARTS per client"):
+        assert title in result.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_bytes())
+    assert list(results) == METHODS
+    for records in results.values():
+        assert [record["client"] for record in records] == [0, 1, 2, 3]
+        assert all(record["cost"] <= record["budget"] for record in records)
+        assert_prints(result.stdout, 25 * sum(record["test_accuracy"] for record in records))
+
+    drawn = metadnas("report", "run")
+    assert drawn.exit_code == 0, drawn.output
+    files = [Path(line) for line in drawn.stdout.splitlines()]
+    assert len(files) > 3
+    for file in files:
+        assert file.stat().st_size > 0
+        assert file.parent == Path("run/report")
+    assert {".md", ".png"} <= {file.suffix for file in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a finished compare run with two methods."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_in(folder, Federation.build(Config().updated(TINY)), ["fedavg", "fedavg_ft"])
+    torch.set_num_threads(threads)
+    yield folder
+    assert (folder / "results.json").exists()
+
+
+MISTAKES = {
+    "unknown dataset": (["--dataset", "cifar-10"], "did you mean 'cifar10'"),
+    "missing folder": (
+        ["--dataset", "imagefolder", "--data-dir", "nowhere"],
+        "nowhere does not exist",
+    ),
+    "no folder": (["--dataset", "imagefolder"], "needs data_dir"),
+    "empty folder": (["--dataset", "imagefolder", "--data-dir", "empty"], "found none"),
+    "one class": (["--dataset", "imagefolder", "--data-dir", "single"], "only one, 'class0'"),
+    "no cifar": (["--dataset", "cifar10", "--data-dir", "empty"], "cifar10 not found in empty"),
+    "too few samples": (["--clients", "300"], "cannot give 300 clients 10 each"),
+    "no draw": (["--dirichlet", "0.001", "--clients", "20"], "no Dirichlet(0.001) draw"),
+    "bad dirichlet": (["--dirichlet", "-1"], "data.dirichlet is -1.0"),
+    "bad partition": (["--partition", "random"], "data.partition is 'random', expected one of"),
+    "all unseen": (["--clients", "2", "--set", "data.unseen=0.9"], "none would train"),
+    "bad budget": (["--budget", "cheap"], "budget.levels is 'cheap', expected"),
+    "bad candidates": (["--set", "space.candidates=none"], "only 'none'"),
+    "twice a candidate": (["--set", "space.candidates=none,none,skip_connect"], "must differ"),
+    "unknown key": (["--set", "client.alpha_lrr=1"], "did you mean client.alpha_lr?"),
+    "malformed set": (["--set", "client.alpha_lr"], "expected section.name=value"),
+    "wrong type": (["--set", "client.epochs=two"], "client.epochs is 'two', expected int"),
+    "infinite": (["--set", "client.lr=inf"], "client.lr is inf"),
+    "brackets": (["--set", "[red]x[/]=1"], "unknown parameter '[red]x[/]'"),
+    "unknown preset": (["--preset", "fast"], "--preset is 'fast', expected one of quick, paper"),
+    "missing file": (["--config", "none.toml"], "cannot read the configuration none.toml"),
+    "damaged file": (["--config", "bad.toml"], "bad.toml is not valid TOML"),
+    "file with unknown key": (["--config", "unknown.toml"], "unknown parameter 'data.sparkles'"),
+    "resume without out": (["--resume"], "--resume needs --out"),
+    "resume of nothing": (["--resume", "--out", "nowhere"], "nowhere is not a run folder"),
+    "resume of another folder": (["--resume", "--out", "single"], "is not a run folder"),
+    "one pixel": (["--image-size", "1", "--batch-size", "2"], "batch norm needs more"),
+    "out is a file": (["--out", "bad.toml"], "bad.toml exists already"),
+    "out is in use": (["--out", "single"], "single exists already"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line_and_leave_nothing_behind(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_images(tmp_path / "single", 1, 2)
+    (tmp_path / "bad.toml").write_text("[data")
+    (tmp_path / "unknown.toml").write_text("[data]\nsparkles = 3")
+    before = sorted(tmp_path.rglob("*"))
+    arguments, message = MISTAKES[name]
+    assert message in one_line_error(metadnas("search", "--set", "data.max_images=200", *arguments))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_impossible_budget_names_the_cheapest(tmp_path: Path) -> None:
+    cheapest = cheapest_cost(Federation.build(Config().updated(TINY)).costs)
+    for level in ("0.001", "20"):
+        message = one_line_error(metadnas("search", *SMALL, "--budget", f"0.9,{level}"))
+        assert f"below the cheapest feasible cost of {cheapest:.0f} macs" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_method(tmp_path: Path) -> None:
+    message = one_line_error(metadnas("compare", *SMALL, "--methods", "fedavg,fedprox"))
+    assert "unknown method 'fedprox'; known: meta_dnas, fedavg, fedavg_ft, darts" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["ten", "1.5"])
+def test_flags_of_the_wrong_type(value: str, tmp_path: Path) -> None:
+    result = metadnas("search", "--clients", value)
+    assert result.exit_code == 2
+    assert "--clients" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_on_something_else(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        assert folder in one_line_error(metadnas("report", folder))
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_existing_run_is_not_overwritten(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    message = one_line_error(metadnas("search", *SMALL, "--out", str(finished)))
+    assert f"{finished} exists already" in message
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_resume_with_another_configuration_names_the_keys(finished: Path) -> None:
+    again = ["compare", "--resume", "--out", str(finished)]
+    message = one_line_error(metadnas(*again, "--seed", "3", "--set", "client.lr=0.5"))
+    assert "run.seed (0, 3)" in message
+    assert "client.lr (0.01, 0.5)" in message
+    assert "data.clients" not in message
+
+
+def test_resume_with_other_methods(finished: Path) -> None:
+    resume = ["--resume", "--out", str(finished)]
+    message = "the run holds fedavg, fedavg_ft; given: "
+    assert message + "meta_dnas" in one_line_error(metadnas("search", *resume))
+    other = metadnas("compare", *resume, "--methods", "darts,fedavg")
+    assert message + "darts, fedavg" in one_line_error(other)
+
+
+@pytest.mark.parametrize("extra", [[], ["--methods", "fedavg, fedavg_ft"], SMALL], ids=len)
+def test_resume_of_a_finished_run_prints_its_table(finished: Path, extra: list[str]) -> None:
+    before = (finished / "results.json").read_bytes()
+    result = metadnas("compare", "--resume", "--out", str(finished), *extra)
+    assert result.exit_code == 0, result.output
+    assert "FedAvg + fine-tuning" in result.stdout
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_a_comparison_of_one_method_can_be_resumed(tmp_path: Path) -> None:
+    arguments = ["compare", "--methods", "meta_dnas", "--out", "run"]
+    assert metadnas(*arguments, *SMALL, "--set", "server.rounds=0").exit_code == 0
+    assert metadnas(*arguments, "--resume").exit_code == 0
+
+
+def test_divergence_is_one_line_and_keeps_the_folder(tmp_path: Path) -> None:
+    result = metadnas("search", *SMALL, "--set", "client.lr=1e30", "--set", "client.clip=0")
+    message = one_line_error(result)
+    assert re.match(r"error: round 0: the loss of client \d is (nan|inf)", message)
+    config, methods = load_config(tmp_path / "runs" / "search-digits-0")
+    assert (config.client.lr, methods) == (1e30, ["meta_dnas"])
+
+
+def test_settings_come_from_preset_file_flags_and_set_in_this_order(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        "[server]\nrounds = 7\ncohort = 3\n[client]\nepochs = 4\n[data]\ndataset = 'digits'\n"
+    )
+    arguments = ["search", "--preset", "paper", "--config", "mine.toml", "--rounds", "0"]
+    small = [*SMALL, "--set", "server.rounds=0", "--set", "client.epochs=3"]
+    result = metadnas(*arguments, "--epochs", "2", *small, "--set", "server.clients_per_round=5")
+    assert result.exit_code == 0, result.output
+    config, _ = load_config(tmp_path / "runs" / "search-digits-0")
+    assert config.data.dataset == "digits"  # the file's, over the preset's
+    assert (config.server.rounds, config.server.cohort) == (0, 3)
+    assert config.client.epochs == 3  # --set, over the flag's 2 and the file's 4
+    assert config.client.alpha_lr == 0.01
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, as a user starts it."""
+    root = str(Path(metadnas_ext.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "metadnas_ext", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_metrics(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until the first round is saved."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if list(folder.glob("checkpoints/*.json")):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint after 60 s")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_process_can_be_resumed(how: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C says how to go on; a killed process cannot. Both end as if nothing had happened."""
+    rounds = ["--set", "server.rounds=30", "--set", "space.nodes=1"]
+    arguments = ["compare", *SMALL, *rounds, "--methods", "fedavg"]
+    process = started(*arguments, "--out", "stopped")
+    wait_for_metrics(tmp_path / "stopped", process)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "--out stopped --resume" in stderr
+        assert "Traceback" not in stderr
+    else:
+        assert process.returncode == -9
+    assert not (tmp_path / "stopped" / "results.json").exists(), "stopped too late"
+    assert metadnas("compare", "--out", "stopped", "--resume").exit_code == 0
+    assert metadnas(*arguments, "--out", "whole").exit_code == 0
+    for name in ("results.json", "genotypes.json"):
+        one, two = (tmp_path / folder / name for folder in ("stopped", "whole"))
+        assert one.read_bytes() == two.read_bytes()
+    assert events(tmp_path / "stopped") == events(tmp_path / "whole")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Federation, "build", broken)
+    assert isinstance(metadnas("search").exception, ZeroDivisionError)
+    assert issubclass(RunError, RuntimeError)
