@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -43,7 +44,8 @@ class Grid:
         footer = self.footer or ("",) * len(self.headers)
         # Text, not str: a name such as "[red]" is a name and not markup.
         for column, (header, foot) in enumerate(zip(self.headers, footer, strict=True)):
-            table.add_column(Text(header), Text(foot), justify="right" if column else "left")
+            justify: JustifyMethod = "right" if column else "left"
+            table.add_column(Text(header), Text(foot), justify=justify, no_wrap=column == 0)
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
