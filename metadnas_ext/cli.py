@@ -204,12 +204,18 @@ def main() -> None:
 
 def _run(command: str, wanted: list[str] | None, request: Request) -> None:
     # Heavy imports here, so that --help and typing errors answer at once.
+    import torch
+
     from metadnas_ext.federated import runner
     from metadnas_ext.federated.federation import Federation
     from metadnas_ext.progress import Display
 
     with _friendly():
         out, config, methods = _settled(command, wanted, request)
+        # Sums in PyTorch's own products depend on the number of threads: a run keeps its number.
+        threads = config.run.threads or torch.get_num_threads()
+        config = config.updated({"run.threads": threads})
+        torch.set_num_threads(threads)
         federation = Federation.build(config)
         if not request.resume:
             runner.create_run(out, config, methods)

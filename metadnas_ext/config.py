@@ -109,6 +109,7 @@ class RunConfig:
     """Seed and outputs."""
 
     seed: int = 0
+    threads: int | None = None  # None: as many as torch takes; fixed when the run starts
     keep_checkpoints: int = 2
 
 
@@ -282,6 +283,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "personalise.finetune_epochs": (0, math.inf),
     "personalise.finetune_lr": (0, math.inf),
     "run.seed": (0, 2**63 - 1),
+    "run.threads": (1, math.inf),
     "run.keep_checkpoints": (1, math.inf),
 }
 

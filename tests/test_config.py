@@ -62,6 +62,7 @@ OTHER: dict[str, Any] = {
     "personalise.finetune_lr": 0.1,
     "personalise.gate": False,
     "run.seed": 2**63 - 1,
+    "run.threads": 3,
     "run.keep_checkpoints": 5,
 }
 """For every key a value that is not its default."""
