@@ -26,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # What people read goes to stdout, what went wrong to stderr.
-console = Console()
+WIDTH = None if sys.stdout.isatty() else 100  # columns of tables in a file
+console = Console(width=WIDTH)
 errors = Console(stderr=True)
 
 INTERRUPTED = 130

@@ -45,7 +45,8 @@ class Grid:
         # Text, not str: a name such as "[red]" is a name and not markup.
         for column, (header, foot) in enumerate(zip(self.headers, footer, strict=True)):
             justify: JustifyMethod = "right" if column else "left"
-            table.add_column(Text(header), Text(foot), justify=justify, no_wrap=column == 0)
+            widest = 0 if column else max(len(row[0]) for row in (self.headers, *self.rows))
+            table.add_column(Text(header), Text(foot), justify=justify, min_width=widest)
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
