@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +103,15 @@ def client_result(
         kept=kept,
         genotype=trained.genotype.to_json(),
     )
+
+
+def joiner(cohorts: Sequence[Cohort]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Joins one tensor (G, ...) from each cohort, rows in ascending order of clients.
+
+    Sums over clients then add up in one order, however the clients were grouped.
+    """
+    order = torch.tensor([client for cohort in cohorts for client in cohort.clients]).argsort()
+    return lambda parts: torch.cat(list(parts))[order]
 
 
 def mean_over_clients(values: Tensor, weights: Tensor) -> float:

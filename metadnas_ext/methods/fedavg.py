@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
@@ -12,6 +11,7 @@ from metadnas_ext.methods.base import Method, RoundFigures
 from metadnas_ext.methods.derived import (
     client_result,
     finetune,
+    joiner,
     mean_over_clients,
     round_accuracy,
     train_locally,
@@ -20,7 +20,7 @@ from metadnas_ext.nn import derived_plan
 from metadnas_ext.ops import weighted_mean
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import max_cost_genotype
-from metadnas_ext.search.cohort import ordered
+from metadnas_ext.search.cohort import Cohort, ordered
 from metadnas_ext.search.training import Evaluation, cohort_of, evaluate
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Genotype
@@ -56,47 +56,21 @@ class FedAvg(Method):
 
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
-        thetas, runnings, losses, sizes, clients = [], [], [], [], []
-        evaluations: list[Evaluation] = []
-        for group in self.federation.cohorts(sampled):
-            splits = ordered(self.federation.of(group), self.config.client.batch_size)
-            cohort = cohort_of(splits, self.theta, self.running)
-            losses.append(
-                train_locally(
-                    self.federation,
-                    self.plan,
-                    cohort,
-                    self.config.client.epochs,
-                    None,
-                    f"round {index}",
-                )
-            )
-            evaluations.append(
-                evaluate(
-                    self.plan,
-                    cohort,
-                    self.federation.store,
-                    "val",
-                    self.config.client.batch_size,
-                    f"round {index}",
-                )
-            )
-            thetas.append(cohort.theta)
-            runnings.append(cohort.running)
-            sizes.append(cohort.train_sizes)
-            clients += cohort.clients
-        order = torch.tensor(clients).argsort()
-        weights = torch.cat(sizes)[order]
-        share = weights.to(self.theta.dtype)
-        self.theta = weighted_mean(torch.cat(thetas)[order], share)
-        self.running = weighted_mean(torch.cat(runnings)[order], share)
-        val_loss, val_accuracy = round_accuracy(
-            Evaluation(*(torch.cat(parts)[order] for parts in zip(*evaluations, strict=True)))
-        )
+        finished = [
+            self._train(group, f"round {index}") for group in self.federation.cohorts(sampled)
+        ]
+        cohorts, losses, evaluations = zip(*finished, strict=True)
+        joined = joiner(cohorts)
+        sizes = joined([cohort.train_sizes for cohort in cohorts])
+        share = sizes.to(self.theta.dtype)
+        self.theta = weighted_mean(joined([cohort.theta for cohort in cohorts]), share)
+        self.running = weighted_mean(joined([cohort.running for cohort in cohorts]), share)
+        val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
+        val_loss, val_accuracy = round_accuracy(val)
         numbers = self.theta.numel() + self.running.numel()
         return RoundFigures(
             clients=sampled,
-            train_loss=mean_over_clients(torch.cat(losses)[order], weights),
+            train_loss=mean_over_clients(joined(losses), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             bytes_up=4 * numbers * len(sampled),
@@ -113,6 +87,15 @@ class FedAvg(Method):
             self.federation, genotypes, start, epochs, "finetune", recalibrated=self.finetuned
         )
         return [client_result(self.federation, c, trained[c], "fixed") for c in clients]
+
+    def _train(self, group: Sequence[int], where: str) -> tuple[Cohort, Tensor, Evaluation]:
+        """Local training of some clients from the global model: training losses, validation."""
+        client = self.config.client
+        splits = ordered(self.federation.of(group), client.batch_size)
+        cohort = cohort_of(splits, self.theta, self.running)
+        losses = train_locally(self.federation, self.plan, cohort, client.epochs, None, where)
+        store = self.federation.store
+        return cohort, losses, evaluate(self.plan, cohort, store, "val", client.batch_size, where)
 
 
 class FedAvgFineTuned(FedAvg):

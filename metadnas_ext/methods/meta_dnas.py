@@ -15,6 +15,7 @@ from metadnas_ext.methods.derived import (
     client_result,
     finetune,
     inherit,
+    joiner,
     mean_over_clients,
     round_accuracy,
 )
@@ -165,23 +166,19 @@ class MetaDNAS(Method):
         self, sampled: list[int], finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]]
     ) -> RoundFigures:
         """The server's step and the round's figures, clients in ascending order."""
-        order = torch.tensor([c for cohort, *_ in finished for c in cohort.clients]).argsort()
-
-        def joined(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts)[order]
-
-        sizes = joined([cohort.train_sizes for cohort, *_ in finished])
-        alpha = joined([c.alpha for c, *_ in finished if c.alpha is not None])
+        cohorts, losses, grads, evaluations = zip(*finished, strict=True)
+        joined = joiner(cohorts)
+        sizes = joined([cohort.train_sizes for cohort in cohorts])
+        alpha = joined([cohort.alpha for cohort in cohorts])
         server_step(
             self.server,
-            joined([cohort.theta for cohort, *_ in finished]),
-            joined([cohort.running for cohort, *_ in finished]),
-            joined([grad for _, _, grad, _ in finished]),
+            joined([cohort.theta for cohort in cohorts]),
+            joined([cohort.running for cohort in cohorts]),
+            joined(grads),
             sizes,
             self.config.server.alpha_lr,
         )
-        losses = joined([loss for _, loss, _, _ in finished])
-        val = Evaluation(*(joined(list(t)) for t in zip(*(v for *_, v in finished), strict=True)))
+        val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
         cost, _ = objective.cost_ratio(
             objective.mixing_weights(alpha), self.federation.costs, self.federation.budgets[sampled]
         )
@@ -190,7 +187,7 @@ class MetaDNAS(Method):
         numbers = server.theta.numel() + server.running.numel() + server.alpha.numel()
         return RoundFigures(
             clients=sampled,
-            train_loss=mean_over_clients(losses, sizes),
+            train_loss=mean_over_clients(joined(losses), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             bytes_up=4 * numbers * len(sampled),
