@@ -45,8 +45,7 @@ class Grid:
         # Text, not str: a name such as "[red]" is a name and not markup.
         for column, (header, foot) in enumerate(zip(self.headers, footer, strict=True)):
             justify: JustifyMethod = "right" if column else "left"
-            widest = 0 if column else max(len(row[0]) for row in (self.headers, *self.rows))
-            table.add_column(Text(header), Text(foot), justify=justify, min_width=widest)
+            table.add_column(Text(header), Text(foot), justify=justify)
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
@@ -130,8 +129,8 @@ def compare_grid(
     traffic: Mapping[str, float] | None = None,
 ) -> Grid:
     """One row a method, in the order given; see `compare_table`."""
-    headers = ["method", "mean %", "std", "worst decile %", "unseen %", "mean cost", "over budget"]
-    headers += ["search time"] if seconds is not None else []
+    headers = ["method", "mean %", "std", "worst 10 %", "unseen %", "mean cost", "over"]
+    headers += ["time"] if seconds is not None else []
     headers += ["traffic"] if traffic is not None else []
     rows = []
     for method, results in results_by_method.items():

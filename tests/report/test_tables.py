@@ -108,7 +108,7 @@ def test_client_grid(make):
 def test_compare_grid_and_optional_columns(results):
     by_method = {"meta_dnas": results(0.8, 0.9), "mine": results(0.7, 0.7), "darts": []}
     plain = compare_grid(by_method)
-    assert plain.headers[-1] == "over budget"
+    assert plain.headers[-1] == "over"
     full = compare_grid(by_method, seconds={"meta_dnas": 61.0}, traffic={"mine": 1.5e6})
     assert full.rows == (
         ("Meta-DNAS", "85.00", "5.00", "80.00", "–", "1.20 M MACs", "0", "1 min 01 s", "–"),
