@@ -39,7 +39,7 @@ class LocalDARTS(MetaDNAS):
         if tensors:
             raise ValueError("DARTS on each client alone has no state")
 
-    def shared_genotype(self) -> Genotype | None:  # type: ignore[override]
+    def shared_genotype(self) -> Genotype | None:
         return None
 
     @property

@@ -60,7 +60,7 @@ class MetaDNAS(Method):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.server = ServerState(**tensors)
 
-    def shared_genotype(self) -> Genotype:
+    def shared_genotype(self) -> Genotype | None:
         return discretize((self.server.alpha[0], self.server.alpha[1]), self.federation.costs)
 
     def round(self, index: int) -> RoundFigures:
@@ -199,6 +199,5 @@ class MetaDNAS(Method):
 
     def _skips(self) -> float:
         genotype = self.shared_genotype()
-        return float(
-            sum(name == "skip_connect" for name, _ in (*genotype.normal, *genotype.reduce))
-        )
+        edges_kept = () if genotype is None else (*genotype.normal, *genotype.reduce)
+        return float(sum(name == "skip_connect" for name, _ in edges_kept))
