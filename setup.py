@@ -32,7 +32,6 @@ setup(
             name="metadnas_ext._C",
             sources=sources(),
             include_dirs=[str(ROOT / "csrc")],
-            define_macros=[],
             extra_compile_args={"cxx": FLAGS + OPTIMISE + DEFINES},
         )
     ],
