@@ -16,7 +16,7 @@ DEBUG = os.environ.get("DEBUG", "0") == "1"
 if os.environ.get("FORCE_CUDA", "0") == "1":
     raise SystemExit("FORCE_CUDA=1: this version has no CUDA kernels yet; unset FORCE_CUDA")
 
-DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # runs under every torch >= 2.10
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # runs under every torch >= 2.11
 OPTIMISE = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-DNDEBUG", "-g0"]
 # Contraction to FMA is the compiler's default in GNU mode only; the kernels count on it.
 FLAGS = ["-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]

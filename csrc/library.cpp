@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include "common/pool.h"
 #include "discretize/bindings.h"
 #include "mixed_op/cpu/isa.h"
 
@@ -18,6 +19,19 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
       "mixed_op_backward(Tensor grad_out, Tensor x, Tensor weights, Tensor params, Tensor stats, "
       "Tensor z, Tensor? counts, int[] candidates, int stride, bool affine, float eps, int keep, "
       "bool training, bool need_x, bool need_params) -> (Tensor, Tensor, Tensor)");
+  // A cell of mixed operations: s0, s1 (G, N, H, W, C), weights (G, E, O), params (G, P), edges from
+  // state sources[e] to node targets[e] with candidates[e * O] on
+  // -> out (G, N, H', W', nodes * C), stats (G, S, 2, C), z (U, G, N, H', W', C)
+  m.def(
+      "cell_forward(Tensor s0, Tensor s1, Tensor weights, Tensor params, Tensor? running, "
+      "Tensor? counts, int[] sources, int[] targets, int[] candidates, bool reduction, "
+      "bool affine, float eps, int keep) -> (Tensor, Tensor, Tensor)");
+  // -> gradients of s0, s1, weights, params; (0) where not needed
+  m.def(
+      "cell_backward(Tensor grad_out, Tensor s0, Tensor s1, Tensor weights, Tensor params, "
+      "Tensor out, Tensor stats, Tensor z, Tensor? counts, int[] sources, int[] targets, "
+      "int[] candidates, bool reduction, bool affine, float eps, int keep, bool training, "
+      "bool need_s0, bool need_s1, bool need_params) -> (Tensor, Tensor, Tensor, Tensor)");
   // x (G, ...), weights (G) -> (...)
   m.def("weighted_mean(Tensor x, Tensor weights) -> Tensor");
 }
@@ -26,5 +40,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of metadnas_ext that is not a tensor operator.";
   m.def("cpu_isa", &metadnas::cpu_isa, "Instruction set the CPU kernels run on.");
   m.attr("compiler") = __VERSION__;
+  m.def("pool_idle_bytes", &metadnas::pool_idle_bytes,
+        "Bytes of results' memory that are kept for the next forward pass and not in use.");
+  m.def("pool_release", &metadnas::pool_release, "Gives the idle bytes back to the system.");
   metadnas::bind_discretize(m);
 }

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "common/huge.h"
+
 namespace metadnas {
 
 void parallel_for_each(int64_t n, void (*body)(void* context, int64_t i), void* context) {
@@ -17,11 +19,13 @@ Arena::~Arena() { std::free(memory_); }
 
 void Arena::reset(size_t bytes) {
   used_ = 0;
-  const size_t wanted = rounded(bytes);
+  size_t wanted = rounded(bytes);
   if (wanted <= capacity_) return;
   std::free(memory_);
   capacity_ = 0;
-  memory_ = std::aligned_alloc(64, wanted);
+  const bool large = wanted >= kHugePage;
+  if (large) wanted = huge_rounded(wanted);
+  memory_ = large ? huge_alloc(wanted) : std::aligned_alloc(64, wanted);
   if (memory_ == nullptr) throw std::bad_alloc();
   capacity_ = wanted;
 }

@@ -51,7 +51,7 @@ def mixed_op(
         counts: (G) int64 on the CPU, images of each client that count; the rest is skipped, its
             output zero. None: all N.
         eps: batch norm's epsilon.
-        keep: what the forward pass leaves in memory for the backward pass besides x. "all": every
+        keep: what a forward pass that may be differentiated leaves in memory for the backward pass besides x. "all": every
             convolution's result, 6 tensors of the output's size with all candidates; "middle": the
             2 between the halves of separable convolutions; "input": none. Less memory is more time
             in the backward pass; results agree to rounding.
@@ -69,17 +69,37 @@ def mixed_op(
         ValueError: on an unknown candidate or `keep`.
     """
     indices = [check_primitive(name) for name in candidates]
-    if keep not in KEEP:
-        raise ValueError(f"keep={keep!r} is unknown; known: {', '.join(KEEP)}")
+    level = check_keep(keep, x, weights, params)
     if REFERENCE:
         out, stats = reference.mixed_op(
             x, weights, params, running, counts, indices, stride, affine, eps
         )
         return out, stats.detach()
     out, stats, _ = torch.ops.metadnas_ext.mixed_op_forward(
-        x, weights, params, running, counts, indices, stride, affine, eps, KEEP.index(keep)
+        x, weights, params, running, counts, indices, stride, affine, eps, level
     )
     return out, stats
+
+
+def check_keep(keep: str, *tensors: Tensor) -> int:
+    """Index of `keep`; of "input" where no gradient can be asked for."""
+    if keep not in KEEP:
+        raise ValueError(f"keep={keep!r} is unknown; known: {', '.join(KEEP)}")
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        return KEEP.index("input")
+    return KEEP.index(keep)
+
+
+def kept_and_norms(
+    candidates: Sequence[int], channels: int, stride: int, keep: int
+) -> tuple[int, int]:
+    """Pointwise results kept for the backward pass, and batch norms, of one mixed operation."""
+    parts = [layers(PRIMITIVES[c], channels, stride) for c in candidates]
+    norms = [sum(isinstance(layer, BatchNorm) for layer in part) for part in parts]
+    convolutions = [any(isinstance(layer, Conv) for layer in part) for part in parts]
+    units = [count for count, has in zip(norms, convolutions, strict=True) if has]
+    kept = {"all": sum(units), "middle": sum(count - 1 for count in units), "input": 0}
+    return kept[KEEP[keep]], sum(norms)
 
 
 def packed_shapes(
@@ -103,18 +123,6 @@ def batch_norms(candidates: Sequence[str], channels: int, stride: int = 1) -> tu
     )
 
 
-def _counts(
-    candidates: Sequence[int], channels: int, stride: int, keep: int
-) -> tuple[int, int]:
-    """Pointwise results kept for the backward pass, and batch norms."""
-    parts = [layers(PRIMITIVES[c], channels, stride) for c in candidates]
-    per_part = [sum(isinstance(layer, BatchNorm) for layer in part) for part in parts]
-    convolutions = [any(isinstance(layer, Conv) for layer in part) for part in parts]
-    units = [norms for norms, has in zip(per_part, convolutions, strict=True) if has]
-    kept = {"all": sum(units), "middle": sum(n - 1 for n in units), "input": 0}
-    return kept[KEEP[keep]], sum(per_part)
-
-
 def _register() -> None:
     @torch.library.register_fake("metadnas_ext::mixed_op_forward")  # type: ignore[untyped-decorator]
     def _(
@@ -130,7 +138,7 @@ def _register() -> None:
         keep: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         clients, images, height, width, channels = x.shape
-        units, norms = _counts(candidates, channels, stride, keep)
+        units, norms = kept_and_norms(candidates, channels, stride, keep)
         size = ((height + stride - 1) // stride, (width + stride - 1) // stride)
         return (
             x.new_empty(clients, images, *size, channels),
@@ -192,38 +200,13 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradient of the backward pass: the twin's first gradient, differentiated by autograd.
+    *tensors, stats, counts = ctx.saved_tensors
+    running = None if ctx.training else stats
 
-    stats and z are functions of x and params, and the twin makes them anew, so all of the gradient
-    arrives at grad_out, x, weights and params. Built of differentiable operators on the saved
-    tensors: with create_graph it can be differentiated again.
-    """
-    grad_out, x, weights, params, stats, counts = ctx.saved_tensors
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, because grad_out may itself depend on x: only the direct path counts here.
-        leaves = [
-            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in (grad_out, x, weights, params)
-        ]
-        running = None if ctx.training else stats
-        out, _ = reference.mixed_op(leaves[1], leaves[2], leaves[3], running, counts, *ctx.rest)
-        first = torch.autograd.grad(
-            out, leaves[1:], leaves[0], create_graph=True, materialize_grads=True
-        )
-        used = [
-            (f, g)
-            for f, g, needed in zip(first, grads, ctx.needed, strict=True)
-            if needed and g is not None and f.requires_grad
-        ]
-        if not used:
-            return (None,) * 15
-        second = torch.autograd.grad(
-            torch.stack([(f * g).sum() for f, g in used]).sum(),
-            leaves,
-            create_graph=create_graph,
-            materialize_grads=True,
-        )
+    def function(*leaves: Tensor) -> Tensor:
+        return reference.mixed_op(*leaves, running, counts, *ctx.rest)[0]  # type: ignore[call-arg]
+
+    second = reference.double_backward(function, tensors, grads, ctx.needed)
     return (*second, *(None,) * 11)
 
 

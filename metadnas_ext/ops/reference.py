@@ -6,7 +6,7 @@ function is differentiable any number of times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +59,112 @@ def mixed_op(
     return torch.stack(outs), torch.stack(stats)
 
 
+def cell(
+    s0: Tensor,
+    s1: Tensor,
+    weights: Tensor,
+    params: Tensor,
+    running: Tensor | None,
+    counts: Tensor | None,
+    sources: Sequence[int],
+    targets: Sequence[int],
+    candidates: Sequence[int],
+    reduction: bool,
+    affine: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Mixed operations along the edges of a cell.
+
+    s0, s1 (G, N, H, W, C), weights (G, E, O), params (G, P) edge by edge, running (G, S, 2, C) or
+    None, candidates O an edge. Returns out (G, N, H', W', nodes * C) and statistics (G, S, 2, C).
+    """
+    states: list[Tensor | None] = [s0, s1, *[None] * (max(targets) + 1)]
+    each = len(candidates) // len(sources)
+    stats: list[Tensor | None] = [None] * len(sources)
+    starts = _edge_starts(s0.shape[-1], sources, candidates, reduction, affine)
+    # From the first state to the last: a node is complete before an edge reads it.
+    for source in range(len(states)):
+        for e in (e for e, s in enumerate(sources) if s == source):
+            x = states[source]
+            assert x is not None
+            (p0, n0), (p1, n1) = starts[e : e + 2]
+            out, stats[e] = mixed_op(
+                x,
+                weights[:, e],
+                params[:, p0:p1],
+                None if running is None else running[:, n0:n1],
+                counts,
+                candidates[e * each : (e + 1) * each],
+                2 if reduction and source < 2 else 1,
+                affine,
+                eps,
+            )
+            total = states[2 + targets[e]]
+            states[2 + targets[e]] = out if total is None else total + out
+    nodes = [state for state in states[2:] if state is not None]
+    return torch.cat(nodes, -1), torch.cat([s for s in stats if s is not None], 1)
+
+
+def _edge_starts(
+    channels: int, sources: Sequence[int], candidates: Sequence[int], reduction: bool, affine: bool
+) -> list[tuple[int, int]]:
+    """First parameter and first batch norm of each edge, and behind the last."""
+    starts = [(0, 0)]
+    each = len(candidates) // len(sources)
+    for e, source in enumerate(sources):
+        stride = 2 if reduction and source < 2 else 1
+        params, norms = starts[-1]
+        for candidate in candidates[e * each : (e + 1) * each]:
+            parts = layers(PRIMITIVES[candidate], channels, stride, affine)
+            params += sum(torch.Size(s).numel() for s in parameter_shapes(parts).values())
+            norms += sum(isinstance(layer, BatchNorm) for layer in parts)
+        starts.append((params, norms))
+    return starts
+
+
 def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
     """x (G, ...), weights (G) of at least 0 -> sum of weights * x over their sum, (...)."""
     share = (weights.double() / weights.double().sum()).view(-1, *[1] * (x.dim() - 1))
     # 0 * NaN is NaN: a client of weight 0 must not reach the result.
     x = x.masked_fill((share == 0) & ~x.isfinite(), 0)
     return (share * x).sum(0).to(x.dtype)
+
+
+def double_backward(
+    function: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """Gradient of a backward pass: the twin's first gradient, differentiated by autograd.
+
+    function: the twin, of inputs x_i. tensors: the gradient of its output, then the x_i. grads: of
+    the first gradients, where `needed`. What a forward pass keeps for its backward pass is a
+    function of the x_i and the twin makes it anew, so all of the gradient arrives at `tensors`. Made
+    of differentiable operators on these: with create_graph it can be differentiated again.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, because the output's gradient may depend on an x: only the direct path counts here.
+        grad_out, *leaves = [
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors
+        ]
+        first = torch.autograd.grad(
+            function(*leaves), leaves, grad_out, create_graph=True, materialize_grads=True
+        )
+        used = [
+            (f, g)
+            for f, g, want in zip(first, grads, needed, strict=True)
+            if want and g is not None and f.requires_grad
+        ]
+        if not used:
+            return (None,) * len(tensors)
+        return torch.autograd.grad(
+            torch.stack([(f * g).sum() for f, g in used]).sum(),
+            [grad_out, *leaves],
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
 
 
 class _Client:

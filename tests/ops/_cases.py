@@ -177,7 +177,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def assert_same(actual: Result, expected: Result, tolerance: float = 1e-10) -> None:
     """Each part equal up to `tolerance` times the largest magnitude in that part (at least 1)."""
-    for name, a, e in zip(Result._fields, actual, expected, strict=True):
+    for name, a, e in zip(actual._fields, actual, expected, strict=True):
         assert a.shape == e.shape, f"{name}: {tuple(a.shape)} instead of {tuple(e.shape)}"
         finite = e[e.isfinite()].abs()
         scale = max(1.0, float(finite.max()) if finite.numel() else 0.0)
@@ -192,5 +192,5 @@ def assert_same(actual: Result, expected: Result, tolerance: float = 1e-10) -> N
 
 
 def assert_identical(actual: Result, expected: Result) -> None:
-    for name, a, e in zip(Result._fields, actual, expected, strict=True):
+    for name, a, e in zip(actual._fields, actual, expected, strict=True):
         assert torch.equal(a, e), f"{name} differs by {float((a - e).abs().max()):.1e}"

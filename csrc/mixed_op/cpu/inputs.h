@@ -1,0 +1,127 @@
+// What the operators on mixed operations check and allocate alike.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "common/checks.h"
+#include "mixed_op/plan.h"
+
+namespace metadnas {
+
+inline void check_candidates(const char* op, const std::vector<int64_t>& candidates, int64_t stride,
+                             int64_t channels) {
+  STD_TORCH_CHECK(!candidates.empty(), op, ": candidates is empty");
+  bool seen[kCandidates] = {};
+  for (const int64_t c : candidates) {
+    STD_TORCH_CHECK(c >= 0 && c < kCandidates, op, ": candidate ", c, " is not in [0, ",
+                    kCandidates, ")");
+    STD_TORCH_CHECK(!seen[c], op, ": candidate ", c, " is named twice");
+    seen[c] = true;
+  }
+  STD_TORCH_CHECK(!(stride == 2 && seen[static_cast<int>(Candidate::kSkip)] && channels % 2 != 0),
+                  op,
+                  ": a stride-2 skip_connect (factorized reduce) needs an even number of "
+                  "channels, got ",
+                  channels);
+}
+
+inline Keep checked_keep(const char* op, int64_t keep) {
+  STD_TORCH_CHECK(keep >= 0 && keep <= static_cast<int64_t>(Keep::kInput), op, ": keep is ", keep,
+                  ", expected 0 (all results), 1 (middle results) or 2 (only the input)");
+  return static_cast<Keep>(keep);
+}
+
+inline void check_activations(const char* op, const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 5, op, ": ", name, " has shape ", shape_text(x),
+                  ", expected (G, N, H, W, C)");
+  check_floating(op, name, x);
+  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " is not on the CPU");
+  for (int64_t d = 0; d < 5; ++d) {
+    STD_TORCH_CHECK(x.size(d) >= 1, op, ": ", name, " has shape ", shape_text(x),
+                    ", expected every size to be at least 1");
+  }
+}
+
+// Images that count, per client. Absent: all.
+class Counts {
+ public:
+  Counts(const char* op, const std::optional<Tensor>& given, int64_t clients, int64_t images)
+      : clients_(clients), images_(images) {
+    if (!given.has_value()) return;
+    check_shape(op, "counts", *given, {clients});
+    STD_TORCH_CHECK(given->scalar_type() == torch::headeronly::ScalarType::Long && given->is_cpu(),
+                    op, ": counts is not an int64 tensor on the CPU");
+    counts_ = torch::stable::contiguous(*given);
+    for (int64_t g = 0; g < clients; ++g) {
+      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images, op, ": counts[", g, "] is ",
+                      data()[g], ", expected 0 to ", images);
+    }
+  }
+
+  const int64_t* data() const {
+    return counts_.has_value() ? counts_->const_data_ptr<int64_t>() : nullptr;
+  }
+
+  // Images of the client with the fewest; one without any is skipped, not an error.
+  int64_t fewest() const {
+    int64_t fewest = images_;
+    for (int64_t g = 0; counts_.has_value() && g < clients_; ++g) {
+      if (data()[g] > 0 && data()[g] < fewest) fewest = data()[g];
+    }
+    return fewest;
+  }
+
+  // The kernels never touch images beyond a client's count: zeros there, in `outer` stacked
+  // (G, N, ...).
+  void zero_tails(Tensor& t, int64_t outer) const {
+    if (!counts_.has_value() || outer == 0) return;
+    const int64_t bytes = t.numel() / (outer * clients_ * images_) *
+                          static_cast<int64_t>(t.element_size());
+    char* to = static_cast<char*>(t.mutable_data_ptr());
+    for (int64_t row = 0; row < outer * clients_; ++row) {
+      const int64_t used = data()[row % clients_];
+      std::memset(to + (row * images_ + used) * bytes, 0,
+                  static_cast<size_t>((images_ - used) * bytes));
+    }
+  }
+
+ private:
+  int64_t clients_;
+  int64_t images_;
+  std::optional<Tensor> counts_;
+};
+
+inline void check_variance(const char* op, const Counts& counts, int64_t pixels, const Tensor& x) {
+  STD_TORCH_CHECK(counts.fewest() * pixels > 1, op,
+                  ": batch statistics need more than 1 value per channel, got ",
+                  counts.fewest() * pixels, "; x has shape ", shape_text(x));
+}
+
+inline Tensor make_like(const Tensor& x, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
+}
+
+// A tensor like `like`, or an empty one where it is not wanted.
+inline Tensor make_if(bool wanted, const Tensor& like) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < like.dim() && wanted; ++d) sizes.push_back(like.size(d));
+  return make_like(like, wanted ? sizes : std::vector<int64_t>{0});
+}
+
+// Rows (G, P) whose elements are neighbours; the rows themselves may be apart.
+inline Tensor with_dense_rows(const Tensor& t) {
+  return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
+}
+
+// Calls run.operator()<T>() for the element type of x.
+template <class F>
+void with_element_type(const Tensor& x, F&& run) {
+  x.scalar_type() == torch::headeronly::ScalarType::Float ? run.template operator()<float>()
+                                                          : run.template operator()<double>();
+}
+
+}  // namespace metadnas
