@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
-from metadnas_ext.nn.blocks import Block, EdgePlan, halvings, renamed
+from metadnas_ext.nn.blocks import Block, CellPlan, halvings, preprocess_blocks, renamed
 from metadnas_ext.nn.plan import NetworkPlan
+from metadnas_ext.ops.cell import CELL_INPUTS
 from metadnas_ext.space import CellShape, Genotype, NetworkShape, edges
 from metadnas_ext.space.primitives import layers
 
@@ -15,21 +14,26 @@ from metadnas_ext.space.primitives import layers
 def supernet_plan(shape: NetworkShape) -> NetworkPlan:
     """All candidates on all edges; names as in the public DARTS supernet."""
 
-    def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
-        for edge in edges(shape.nodes):
-            stride = edge.stride(cell.reduction)
-            prefix = f"cells.{cell.index}._ops.{edge.index}._ops"
-            parts = tuple(
-                renamed(layer, f"{prefix}.{k}.{layer.name}")
-                for k, candidate in enumerate(shape.candidates)
-                for layer in layers(candidate, cell.channels, stride)
-            )
-            block = Block(parts, cell.channels, halvings(shape, cell.index + 1))
-            yield EdgePlan(
-                block, edge.source, edge.target_node, stride, shape.candidates, edge.index
-            )
+    graph = edges(shape.nodes)
 
-    return NetworkPlan(shape, cell_edges)
+    def cell_plan(cell: CellShape) -> CellPlan:
+        parts = tuple(
+            renamed(layer, f"cells.{cell.index}._ops.{edge.index}._ops.{k}.{layer.name}")
+            for edge in graph
+            for k, candidate in enumerate(shape.candidates)
+            for layer in layers(candidate, cell.channels, edge.stride(cell.reduction))
+        )
+        return CellPlan(
+            cell,
+            preprocess_blocks(shape, cell),
+            Block(parts, cell.channels, halvings(shape, cell.index + 1)),
+            tuple(edge.source for edge in graph),
+            tuple(edge.target_node for edge in graph),
+            (shape.candidates,) * len(graph),
+            mixed=True,
+        )
+
+    return NetworkPlan(shape, cell_plan)
 
 
 def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
@@ -40,17 +44,26 @@ def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
     if genotype.nodes != shape.nodes:
         raise ValueError(f"the shape has {shape.nodes} nodes, the genotype {genotype.nodes}")
 
-    def cell_edges(cell: CellShape) -> Iterator[EdgePlan]:
-        for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
-            stride = 2 if cell.reduction and source < 2 else 1
-            parts = tuple(
-                renamed(layer, f"cells.{cell.index}._ops.{index}.{layer.name}")
-                for layer in layers(primitive, cell.channels, stride)
+    def cell_plan(cell: CellShape) -> CellPlan:
+        pairs = _pairs(genotype, cell)
+        parts = tuple(
+            renamed(layer, f"cells.{cell.index}._ops.{index}.{layer.name}")
+            for index, (primitive, source) in enumerate(pairs)
+            for layer in layers(
+                primitive, cell.channels, 2 if cell.reduction and source < CELL_INPUTS else 1
             )
-            block = Block(parts, cell.channels, halvings(shape, cell.index + 1))
-            yield EdgePlan(block, source, index // 2, stride, (primitive,), None)
+        )
+        return CellPlan(
+            cell,
+            preprocess_blocks(shape, cell),
+            Block(parts, cell.channels, halvings(shape, cell.index + 1)),
+            tuple(source for _, source in pairs),
+            tuple(index // 2 for index in range(len(pairs))),
+            tuple((primitive,) for primitive, _ in pairs),
+            mixed=False,
+        )
 
-    return NetworkPlan(shape, cell_edges)
+    return NetworkPlan(shape, cell_plan)
 
 
 def inherited_names(

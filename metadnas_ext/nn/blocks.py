@@ -1,4 +1,4 @@
-"""The parts a network is planned from: blocks, edges, cells."""
+"""The parts a network is planned from: blocks and cells."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ class Block:
 
 
 @dataclass(frozen=True)
-class EdgePlan:
-    """One edge of a cell: `weights_index` is its row of the mixing weights, None for weight 1."""
-
-    block: Block
-    source: int
-    node: int
-    stride: int
-    candidates: tuple[str, ...]
-    weights_index: int | None
-
-
-@dataclass(frozen=True)
 class CellPlan:
+    """A cell: edge e goes from state sources[e] to node targets[e] with candidates[e].
+
+    `edges` holds the parameters of all edges, one behind another; `mixed` says whether the edges
+    have mixing weights.
+    """
+
     shape: CellShape
     preprocess: tuple[Block, Block]
-    edges: tuple[EdgePlan, ...]
+    edges: Block
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    candidates: tuple[tuple[str, ...], ...]
+    mixed: bool
 
 
 def preprocess_blocks(shape: NetworkShape, cell: CellShape) -> tuple[Block, Block]:

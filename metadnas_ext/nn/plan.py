@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.nn import functional as fn
-from metadnas_ext.nn.blocks import Block, CellPlan, EdgePlan, preprocess_blocks
+from metadnas_ext.nn.blocks import Block, CellPlan
 from metadnas_ext.nn.layout import FlatLayout
-from metadnas_ext.ops import mixed_op
+from metadnas_ext.ops import cell as cell_op
 from metadnas_ext.space import CellShape, NetworkShape
 from metadnas_ext.space.primitives import BatchNorm, Conv, parameter_shapes
 
@@ -35,9 +35,7 @@ class Output(NamedTuple):
 class NetworkPlan:
     """Blocks, layouts and the forward pass of one network."""
 
-    def __init__(
-        self, shape: NetworkShape, cell_edges: Callable[[CellShape], Iterator[EdgePlan]]
-    ) -> None:
+    def __init__(self, shape: NetworkShape, cell_plan: Callable[[CellShape], CellPlan]) -> None:
         self.shape = shape
         self.stem = Block(
             (
@@ -47,10 +45,7 @@ class NetworkPlan:
             shape.stem_channels,
             0,
         )
-        self.cells = tuple(
-            CellPlan(cell, preprocess_blocks(shape, cell), tuple(cell_edges(cell)))
-            for cell in shape.cells()
-        )
+        self.cells = tuple(cell_plan(cell) for cell in shape.cells())
         self.head_shapes = {
             "classifier.weight": (shape.classes, shape.head_channels),
             "classifier.bias": (shape.classes,),
@@ -80,6 +75,7 @@ class NetworkPlan:
         *,
         running: Tensor | None = None,
         counts: Tensor | None = None,
+        keep: str = "all",
     ) -> Output:
         """Runs the network.
 
@@ -89,11 +85,12 @@ class NetworkPlan:
             x: (G, N, H, W, C) images.
             running: (G, R) running statistics: eval mode. None: training mode.
             counts: (G) int64, images that count; see `ops.mixed_op`.
+            keep: what stays in memory for the backward pass; see `ops.mixed_op`.
         """
-        call = _Call(self, theta, weights, running, counts)
+        call = _Call(self, theta, weights, running, counts, keep)
         before_last = last = call.stem(x)
-        for cell in self.cells:
-            before_last, last = last, call.cell(cell, before_last, last)
+        for plan in self.cells:
+            before_last, last = last, call.cell(plan, before_last, last)
         features = last.mean((2, 3))  # (G, N, C)
         return Output(call.head(features), call.statistics())
 
@@ -176,8 +173,7 @@ class NetworkPlan:
         yield self.stem
         for cell in self.cells:
             yield from cell.preprocess
-            for edge in cell.edges:
-                yield edge.block
+            yield cell.edges
 
 
 class _Call:
@@ -190,36 +186,52 @@ class _Call:
         weights: Weights | None,
         running: Tensor | None,
         counts: Tensor | None,
+        keep: str,
     ) -> None:
         self.plan = plan
         self.counts = counts
+        self._keep = keep
         *parameters, self._head = plan.split_parameters(theta)
         statistics: Sequence[Tensor | None] = [None] * len(plan.blocks)
         if running is not None:
             statistics = plan.split_running(running)
         # Blocks run in the order of their parameters.
         self._slices = iter(zip(parameters, statistics, strict=True))
-        self._weights = None if weights is None else tuple(w.unbind(1) for w in weights)
-        self._ones = theta.new_ones(theta.shape[0], 1)
+        self._weights = weights
+        self._theta = theta
         self._stats: list[Tensor] = []
 
     def stem(self, x: Tensor) -> Tensor:
         (weight, gamma, beta), running = self._next(self.plan.stem)
         return fn.affine(self._norm(fn.conv3x3(x, weight), running), gamma, beta)
 
-    def cell(self, cell: CellPlan, before_last: Tensor, last: Tensor) -> Tensor:
-        states = [
-            self._preprocess(block, x)
-            for block, x in zip(cell.preprocess, (before_last, last), strict=True)
-        ]
-        for node in range(self.plan.shape.nodes):
-            inputs = [
-                self._edge(edge, states[edge.source], cell.shape.reduction)
-                for edge in cell.edges
-                if edge.node == node
-            ]
-            states.append(sum(inputs[1:], inputs[0]))
-        return torch.cat(states[2:], dim=-1)  # (G, N, H, W, nodes * C)
+    def cell(self, plan: CellPlan, before_last: Tensor, last: Tensor) -> Tensor:
+        first, second = plan.preprocess
+        s0, s1 = self._preprocess(first, before_last), self._preprocess(second, last)
+        params, running = next(self._slices)
+        out, stats = cell_op(
+            s0,
+            s1,
+            self._mixing(plan),
+            params,
+            plan.sources,
+            plan.targets,
+            plan.candidates,
+            reduction=plan.shape.reduction,
+            running=running,
+            counts=self.counts,
+            keep=self._keep,
+        )  # (G, N, H, W, nodes * C)
+        self._stats.append(stats)
+        return out
+
+    def _mixing(self, plan: CellPlan) -> Tensor:
+        """Mixing weights of a cell's edges, (G, E, O)."""
+        if not plan.mixed:
+            return self._theta.new_ones(self._theta.shape[0], len(plan.sources), 1)
+        if self._weights is None:
+            raise ValueError("this network has mixed edges: weights must not be None")
+        return self._weights[int(plan.shape.reduction)]
 
     def head(self, features: Tensor) -> Tensor:
         views = FlatLayout(self.plan.head_shapes.items()).views(self._head)
@@ -247,25 +259,3 @@ class _Call:
             return self._norm(fn.pointwise(x, weights[0]), running)
         halves = [fn.pointwise(g, w) for g, w in zip(fn.shifted_grids(x), weights, strict=True)]
         return self._norm(torch.cat(halves, dim=-1), running)
-
-    def _edge(self, edge: EdgePlan, x: Tensor, reduction: bool) -> Tensor:
-        params, running = next(self._slices)
-        if edge.weights_index is None:
-            if edge.candidates == ("skip_connect",) and edge.stride == 1:
-                return x
-            weights = self._ones
-        elif self._weights is None:
-            raise ValueError("this network has mixed edges: weights must not be None")
-        else:
-            weights = self._weights[int(reduction)][edge.weights_index]
-        out, stats = mixed_op(
-            x,
-            weights,
-            params,
-            edge.candidates,
-            stride=edge.stride,
-            running=running,
-            counts=self.counts,
-        )
-        self._stats.append(stats)
-        return out

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metadnas_ext._native import REFERENCE
 from metadnas_ext.ops import reference
-from metadnas_ext.ops.mixed_op import KEEP, check_keep, kept_and_norms
+from metadnas_ext.ops.mixed_op import check_keep, kept_and_norms
 from metadnas_ext.space.primitives import check_primitive
 
 CELL_INPUTS = 2
@@ -165,8 +165,8 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     *tensors, stats, counts = ctx.saved_tensors
     running = None if ctx.training else stats
 
-    def function(*leaves: Tensor) -> Tensor:
-        return reference.cell(*leaves, running, counts, *ctx.rest)[0]  # type: ignore[call-arg]
+    def function(s0: Tensor, s1: Tensor, weights: Tensor, params: Tensor) -> Tensor:
+        return reference.cell(s0, s1, weights, params, running, counts, *ctx.rest)[0]
 
     second = reference.double_backward(function, tensors, grads, ctx.needed)
     return (*second, *(None,) * 15)

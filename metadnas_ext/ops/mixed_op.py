@@ -51,10 +51,10 @@ def mixed_op(
         counts: (G) int64 on the CPU, images of each client that count; the rest is skipped, its
             output zero. None: all N.
         eps: batch norm's epsilon.
-        keep: what a forward pass that may be differentiated leaves in memory for the backward pass besides x. "all": every
-            convolution's result, 6 tensors of the output's size with all candidates; "middle": the
-            2 between the halves of separable convolutions; "input": none. Less memory is more time
-            in the backward pass; results agree to rounding.
+        keep: what a forward pass that may be differentiated leaves in memory besides x. "all":
+            every convolution's result, 6 tensors of the output's size with all candidates;
+            "middle": the 2 between the halves of separable convolutions; "input": none. Less
+            memory is more time in the backward pass; results agree to rounding.
 
     Returns:
         out (G, N, ceil(H/stride), ceil(W/stride), C), and the statistics used, (G, S, 2, C), mean
@@ -203,8 +203,8 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     *tensors, stats, counts = ctx.saved_tensors
     running = None if ctx.training else stats
 
-    def function(*leaves: Tensor) -> Tensor:
-        return reference.mixed_op(*leaves, running, counts, *ctx.rest)[0]  # type: ignore[call-arg]
+    def function(x: Tensor, weights: Tensor, params: Tensor) -> Tensor:
+        return reference.mixed_op(x, weights, params, running, counts, *ctx.rest)[0]
 
     second = reference.double_backward(function, tensors, grads, ctx.needed)
     return (*second, *(None,) * 11)

@@ -140,8 +140,8 @@ def double_backward(
 
     function: the twin, of inputs x_i. tensors: the gradient of its output, then the x_i. grads: of
     the first gradients, where `needed`. What a forward pass keeps for its backward pass is a
-    function of the x_i and the twin makes it anew, so all of the gradient arrives at `tensors`. Made
-    of differentiable operators on these: with create_graph it can be differentiated again.
+    function of the x_i and the twin makes it anew, so all of the gradient arrives at `tensors`.
+    Made of differentiable operators on these: with create_graph it can be differentiated again.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
