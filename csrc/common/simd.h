@@ -121,10 +121,11 @@ METADNAS_INLINE inline void finish_streaming() {
 #endif
 }
 
-// Asks for `bytes` from `p` on to be brought close, ahead of their use.
-METADNAS_INLINE inline void prefetch(const void* p, ptrdiff_t bytes) {
-  const char* from = static_cast<const char*>(p);
-  for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+// Asks for `count` elements from `p` on to be brought close, ahead of their use. Any address will do.
+template <class T>
+METADNAS_INLINE inline void prefetch(const T* p, ptrdiff_t count) {
+  constexpr ptrdiff_t kLine = 64 / sizeof(T);
+  for (ptrdiff_t i = 0; i < count; i += kLine) __builtin_prefetch(p + i, 0, 2);
 }
 
 // max(a, b) that keeps a NaN from either side, as PyTorch's pooling does.

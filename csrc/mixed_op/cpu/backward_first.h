@@ -136,12 +136,14 @@ void first_half_image(const MixedOpBackward<T>& args, const Context<T>& context,
   }
   const PackedUnit<T> packed = context.packed(task.client, index);
   const bool need_input = args.grad_x.present();
+  Ahead<T> ahead;
+  if (index == 0) ahead = {context.x_image(task.client, image + 1), context.x_row()};
   unit_backward(
       context, unit, packed,
       UnitGradient<T>{buffers.gradient(context, task.client, unit.norm),
                       context.norm(task.client, unit.norm).mean, grad, pitch,
-                      context.z_image(index, task.client, image), weight_grad, need_input},
-      scratch.unit, &scratch.grad_in);
+                      context.z_image(index, task.client, image), weight_grad, need_input, ahead},
+                scratch.unit, &scratch.grad_in);
   if (unit.factorized() || !need_input) return;
   auto add = [&]<int TW>(int block, int h, int w, Vec<T>(&acc)[TW]) METADNAS_INLINE {
     // Tiles that run over the right edge write to the slack behind it.

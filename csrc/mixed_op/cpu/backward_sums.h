@@ -115,7 +115,7 @@ void remade_sums(const MixedOpBackward<T>& args, const Context<T>& context,
     });
     totals[block] += s[0] + s[1];
   };
-  unit_results(context, unit, context.packed(task.client, index), in, strip, use);
+  unit_results(context, unit, context.packed(task.client, index), in, strip, Ahead<T>{}, use);
   for (int block = 0; block < context.layout.blocks; ++block) {
     sums.write(task.client, image, unit.norm, block, totals[block]);
   }

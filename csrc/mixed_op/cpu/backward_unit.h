@@ -52,6 +52,7 @@ struct UnitGradient {
   const T* z;      // null: made again
   T* weight_grad;  // null: not wanted
   bool need_input;
+  Ahead<T> ahead;
 };
 
 // dz of one strip from its kept results, blocked, zeros in dead lanes.
@@ -62,8 +63,8 @@ void strip_grad_z(const Context<T>& context, const UnitGradient<T>& from, ptrdif
   const ptrdiff_t channels = context.geometry.channels;
   const T* grad = from.grad + pixel * from.pitch;
   const T* z = from.z + pixel * channels;
-  prefetch(z + pixels * channels, pixels * channels * static_cast<ptrdiff_t>(sizeof(T)));
-  prefetch(grad + pixels * from.pitch, pixels * from.pitch * static_cast<ptrdiff_t>(sizeof(T)));
+  prefetch(z + pixels * channels, pixels * channels);
+  prefetch(grad + pixels * from.pitch, pixels * from.pitch);
   for (int block = 0; block < context.layout.blocks; ++block) {
     const int live = context.layout.live(block);
     const int at = block * L;
@@ -122,6 +123,7 @@ void unit_backward(const Context<T>& context, const Unit& unit, const PackedUnit
                          static_cast<ptrdiff_t>(p % g.out_width) * unit.stride * L;
   }
   for_each_strip(context, [&](int row0, int rows) METADNAS_INLINE {
+    from.ahead.ask(row0, rows);
     const int pixels = rows * g.out_width;
     const ptrdiff_t pixel = static_cast<ptrdiff_t>(row0) * g.out_width;
     if (need_d) unit_strip(context, unit, packed, scratch.in, row0, rows, scratch.d, plane);

@@ -52,6 +52,7 @@ class Context {
   int units() const { return static_cast<int>(plan.units.size()); }
   int norms() const { return static_cast<int>(plan.norms.size()); }
   int64_t tasks() const { return geometry.clients * tasks_per_client; }
+  ptrdiff_t out_row() const { return static_cast<ptrdiff_t>(geometry.out_width) * geometry.channels; }
   int64_t out_size() const { return geometry.out_pixels() * geometry.channels; }
 
   Task task(int64_t index) const {
@@ -138,6 +139,8 @@ class Context {
     return images.at(client * geometry.images + image);
   }
   const T* x_image(int64_t client, int64_t index) const { return image(args.x, client, index); }
+  // Elements of x for each output row.
+  ptrdiff_t x_row() const { return geometry.stride * geometry.width * args.x.pitch; }
 
  private:
   static constexpr int64_t kMinImages = 4;

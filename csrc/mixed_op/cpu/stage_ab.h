@@ -55,10 +55,11 @@ struct ForwardScratch {
 
 template <class T>
 void forward_unit(const Context<T>& context, const Task& task, int64_t image, int index,
-                  const ImageStatistics<T>& statistics, const ForwardScratch<T>& scratch) {
+                  const ImageStatistics<T>& statistics, const ForwardScratch<T>& scratch,
+                  const Ahead<T>& ahead) {
   const Unit& unit = context.plan.units[index];
   unit_forward(context, unit, context.packed(task.client, index), scratch.in,
-               context.z_image(index, task.client, image), scratch.strip, scratch.sums);
+               context.z_image(index, task.client, image), scratch.strip, scratch.sums, ahead);
   if (!context.args.training) return;
   const int partial = context.plan.norms[unit.norm].partial;
   for (int block = 0; block < context.layout.blocks; ++block) {
@@ -117,7 +118,10 @@ void stage_a(const Context<T>& context, const Task& task, const ImageStatistics<
       pad_relu(context.layout, context.x_image(task.client, image), context.args.x.pitch,
                scratch.in);
     }
-    for (int u = 0; u < units; ++u) forward_unit(context, task, image, u, statistics, scratch);
+    const Ahead<T> next{context.x_image(task.client, image + 1), context.x_row()};
+    for (int u = 0; u < units; ++u) {
+      forward_unit(context, task, image, u, statistics, scratch, u == 0 ? next : Ahead<T>{});
+    }
     if (pools) pool_statistics(context, task, image, row, statistics);
   }
   finish_streaming();
@@ -132,7 +136,8 @@ void stage_b(const Context<T>& context, const Task& task, const ImageStatistics<
     for (int64_t image = task.begin; image < task.end; ++image) {
       pad_normalised_relu(context.layout, context.z_image(first, task.client, image), norm.mean,
                           norm.scale, norm.beta, scratch.in);
-      forward_unit(context, task, image, u, statistics, scratch);
+      const Ahead<T> next{context.z_image(first, task.client, image + 1), context.out_row()};
+      forward_unit(context, task, image, u, statistics, scratch, next);
     }
   }
   finish_streaming();

@@ -18,6 +18,9 @@ struct Stream {
   int norm;  // index in Plan::norms; kAbsent: the identity
 };
 
+// Rows between a value's use and its request: memory is far, and the passes here do little else.
+inline constexpr int kRowsAhead = 2;
+
 // Most streams an edge can have: four convolutions, two pools, a skip.
 inline constexpr int kMaxStreams = 7;
 
@@ -50,6 +53,7 @@ void combine_row(const Streams<T>& streams, int h, Vec<T> constant, bool add, in
     if (add) total += load_first(to, lanes);
     unroll<N>([&]<int k>() METADNAS_INLINE {
       const Stream<T>& s = streams.of[k];
+      prefetch(data[k] + w * s.pitch + kRowsAhead * s.row, 1);
       total += s.scale * (load_first(data[k] + w * s.pitch, lanes) - s.mean);
     });
     store_first(to, total, lanes);
@@ -70,6 +74,7 @@ void product_row(const Streams<T>& streams, int h, const T* grad, ptrdiff_t pitc
     total[0] += g;
     unroll<N>([&]<int k>() METADNAS_INLINE {
       const Stream<T>& s = streams.of[k];
+      prefetch(data[k] + w * s.pitch + kRowsAhead * s.row, 1);
       total[1 + k] += g * (load_first(data[k] + w * s.pitch, lanes) - s.mean);
     });
   }

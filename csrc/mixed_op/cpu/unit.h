@@ -48,15 +48,27 @@ METADNAS_INLINE inline void for_each_strip(const Context<T>& context, Use&& use)
   }
 }
 
+// An image that will be read next: a unit at work asks for it piece by piece.
+template <class T>
+struct Ahead {
+  const T* data = nullptr;
+  ptrdiff_t row = 0;  // elements for each output row of the unit
+
+  METADNAS_INLINE void ask(int row0, int rows) const {
+    if (data != nullptr) prefetch(data + row0 * row, rows * row);
+  }
+};
+
 // The unit's pointwise results on one image, strip by strip, while in registers:
 // use(block, first pixel in the image, valid pixels, accumulators).
 template <class T, class Use>
 METADNAS_INLINE inline void unit_results(const Context<T>& context, const Unit& unit,
                                          const PackedUnit<T>& packed, const PaddedImage<T>& in,
-                                         T* strip, Use&& use) {
+                                         T* strip, const Ahead<T>& ahead, Use&& use) {
   const ptrdiff_t plane = static_cast<ptrdiff_t>(context.layout.out_strip.capacity) * kLanes<T>;
   const int width = context.geometry.out_width;
   for_each_strip(context, [&](int row0, int rows) METADNAS_INLINE {
+    ahead.ask(row0, rows);
     unit_strip(context, unit, packed, in, row0, rows, strip, plane);
     pointwise(strip, plane, context.in_channels(unit), packed.matrix,
               context.layout.padded_channels, rows * width,
@@ -68,7 +80,8 @@ METADNAS_INLINE inline void unit_results(const Context<T>& context, const Unit& 
 // One unit on one image: z, and sums for its mean and M2 around a shift from the image itself.
 template <class T>
 void unit_forward(const Context<T>& context, const Unit& unit, const PackedUnit<T>& packed,
-                  const PaddedImage<T>& in, T* z, T* strip, ShiftedSums<T>* sums) {
+                  const PaddedImage<T>& in, T* z, T* strip, ShiftedSums<T>* sums,
+                  const Ahead<T>& ahead = {}) {
   constexpr int L = kLanes<T>;
   const ptrdiff_t channels = context.geometry.channels;
   const bool streaming = context.streaming;
@@ -105,7 +118,7 @@ void unit_forward(const Context<T>& context, const Unit& unit, const PackedUnit<
     }
     total.add(s[0] + s[1], q[0] + q[1]);
   };
-  unit_results(context, unit, packed, in, strip, use);
+  unit_results(context, unit, packed, in, strip, ahead, use);
 }
 
 }  // namespace metadnas::METADNAS_ISA
