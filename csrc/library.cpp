@@ -19,8 +19,8 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
       "mixed_op_backward(Tensor grad_out, Tensor x, Tensor weights, Tensor params, Tensor stats, "
       "Tensor z, Tensor? counts, int[] candidates, int stride, bool affine, float eps, int keep, "
       "bool training, bool need_x, bool need_params) -> (Tensor, Tensor, Tensor)");
-  // A cell of mixed operations: s0, s1 (G, N, H, W, C), weights (G, E, O), params (G, P), edges from
-  // state sources[e] to node targets[e] with candidates[e * O] on
+  // A cell of mixed operations: s0, s1 (G, N, H, W, C), weights (G, E, O), params (G, P), edges
+  // from state sources[e] to node targets[e] with candidates[e * O] on
   // -> out (G, N, H', W', nodes * C), stats (G, S, 2, C), z (U, G, N, H', W', C)
   m.def(
       "cell_forward(Tensor s0, Tensor s1, Tensor weights, Tensor params, Tensor? running, "

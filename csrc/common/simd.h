@@ -121,7 +121,8 @@ METADNAS_INLINE inline void finish_streaming() {
 #endif
 }
 
-// Asks for `count` elements from `p` on to be brought close, ahead of their use. Any address will do.
+// Asks for `count` elements from `p` on to be brought close, ahead of their use. Any address will
+// do.
 template <class T>
 METADNAS_INLINE inline void prefetch(const T* p, ptrdiff_t count) {
   constexpr ptrdiff_t kLine = 64 / sizeof(T);

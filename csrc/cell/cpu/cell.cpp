@@ -1,5 +1,5 @@
-// A whole cell on the CPU: the mixed operations that leave one state run together, add straight into
-// their nodes, and the nodes are slices of the concatenated output.
+// A whole cell on the CPU: the mixed operations that leave one state run together, add straight
+// into their nodes, and the nodes are slices of the concatenated output.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -202,13 +202,10 @@ void run_backward(const Inputs& in, const Tensor& grad_out, const Tensor& out, c
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(Tensor s0, Tensor s1, Tensor weights, Tensor params,
-                                           std::optional<Tensor> running,
-                                           std::optional<Tensor> counts,
-                                           std::vector<int64_t> sources,
-                                           std::vector<int64_t> targets,
-                                           std::vector<int64_t> candidates, bool reduction,
-                                           bool affine, double eps, int64_t keep) {
+std::tuple<Tensor, Tensor, Tensor> forward(
+    Tensor s0, Tensor s1, Tensor weights, Tensor params, std::optional<Tensor> running,
+    std::optional<Tensor> counts, std::vector<int64_t> sources, std::vector<int64_t> targets,
+    std::vector<int64_t> candidates, bool reduction, bool affine, double eps, int64_t keep) {
   const Inputs in(s0, s1, weights, params, counts, sources, targets, candidates, reduction, affine,
                   keep);
   const bool training = !running.has_value();
@@ -251,9 +248,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_states[kCellInputs] = {make_if(need_s0, in.states[0]),
                                      make_if(need_s1, in.states[1])};
   for (int state = 0; state < kCellInputs; ++state) {
-    const bool read = !in.plan.fans.empty() &&
-                      (in.plan.fans[0].state == state ||
-                       (in.plan.fans.size() > 1 && in.plan.fans[1].state == state));
+    const bool read =
+        !in.plan.fans.empty() && (in.plan.fans[0].state == state ||
+                                  (in.plan.fans.size() > 1 && in.plan.fans[1].state == state));
     if (needed[state] && !read) torch::stable::zero_(grad_states[state]);
     if (needed[state]) in.counts.zero_tails(grad_states[state], 1);
   }

@@ -73,21 +73,24 @@ void write_input_grad(const MixedOpBackward<T>& args, const Context<T>& context,
   const int edges = static_cast<int>(plan.edges.size());
   const bool units = plan.first_half_units() > 0;
   const PoolScratch<T> pool(g, scratch.pools);
-  if (plan.pools()) pool.clear_border(g);
+  if (plan.pools()) pool.clear(g);
   for (int block = 0; block < context.layout.blocks; ++block) {
     const int live = context.layout.live(block);
     const T* x = context.x_image(task.client, image) + block * L;
     const auto [max_grad, mean_grad] =
         pool_gradients(args, context, buffers, task, image, block, scratch.pool_edges);
-    if (plan.pools()) {
-      pool_gather(g, x, args.x.pitch, live, max_grad, mean_grad, scratch.pool_edges, edges, pool);
-    }
+    const PoolSources<T> sources{x,         args.x.pitch,       live, max_grad,
+                                 mean_grad, scratch.pool_edges, edges};
+    int reduced = 0, gathered = 0;
+    auto pool_row = [&]<int S>(int h) {
+      for (; gathered <= last_reached<S>(h) && gathered < g.out_height; ++gathered) {
+        pool_gather_row(g, sources, gathered, reduced, pool);
+      }
+      pool_input_grad_row<S>(g, pool, max_grad.present, mean_grad.present, h, scratch.pool_row);
+    };
     for (int h = 0; h < g.height; ++h) {
       if (plan.pools()) {
-        g.stride == 1 ? pool_input_grad_row<1>(g, pool, max_grad.present, mean_grad.present, h,
-                                               scratch.pool_row)
-                      : pool_input_grad_row<2>(g, pool, max_grad.present, mean_grad.present, h,
-                                               scratch.pool_row);
+        g.stride == 1 ? pool_row.template operator()<1>(h) : pool_row.template operator()<2>(h);
       }
       const ptrdiff_t pixel = static_cast<ptrdiff_t>(h) * g.width;
       const T* from = scratch.grad_in.at(block, h, 0);
@@ -143,7 +146,7 @@ void first_half_image(const MixedOpBackward<T>& args, const Context<T>& context,
       UnitGradient<T>{buffers.gradient(context, task.client, unit.norm),
                       context.norm(task.client, unit.norm).mean, grad, pitch,
                       context.z_image(index, task.client, image), weight_grad, need_input, ahead},
-                scratch.unit, &scratch.grad_in);
+      scratch.unit, &scratch.grad_in);
   if (unit.factorized() || !need_input) return;
   auto add = [&]<int TW>(int block, int h, int w, Vec<T>(&acc)[TW]) METADNAS_INLINE {
     // Tiles that run over the right edge write to the slack behind it.

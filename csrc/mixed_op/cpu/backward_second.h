@@ -81,14 +81,17 @@ void second_half_image(const MixedOpBackward<T>& args, const Context<T>& context
   const Images<const T>& grads = args.grad_out[unit.edge];
   const int blocks = context.layout.blocks;
   pad_normalised_relu(context.layout, first_z, norm.mean, norm.scale, norm.beta, scratch.in);
-  unit_backward(context, unit, packed,
-                UnitGradient<T>{buffers.gradient(context, task.client, unit.norm),
-                                context.norm(task.client, unit.norm).mean,
-                                context.image(grads, task.client, image), grads.pitch,
-                                context.z_image(index, task.client, image), weight_grad, true,
-                                {context.z_image(unit.source, task.client, image + 1),
-                                 context.out_row()}},
-                scratch, static_cast<const PaddedImage<T>*>(nullptr));
+  unit_backward(
+      context, unit, packed,
+      UnitGradient<T>{buffers.gradient(context, task.client, unit.norm),
+                      context.norm(task.client, unit.norm).mean,
+                      context.image(grads, task.client, image),
+                      grads.pitch,
+                      context.z_image(index, task.client, image),
+                      weight_grad,
+                      true,
+                      {context.z_image(unit.source, task.client, image + 1), context.out_row()}},
+      scratch, static_cast<const PaddedImage<T>*>(nullptr));
   for (int block = 0; block < 2 * blocks; ++block) totals[block] = Vec<T>{};
   const MiddleSink<T> sink{context,
                            scratch.in,

@@ -52,7 +52,9 @@ class Context {
   int units() const { return static_cast<int>(plan.units.size()); }
   int norms() const { return static_cast<int>(plan.norms.size()); }
   int64_t tasks() const { return geometry.clients * tasks_per_client; }
-  ptrdiff_t out_row() const { return static_cast<ptrdiff_t>(geometry.out_width) * geometry.channels; }
+  ptrdiff_t out_row() const {
+    return static_cast<ptrdiff_t>(geometry.out_width) * geometry.channels;
+  }
   int64_t out_size() const { return geometry.out_pixels() * geometry.channels; }
 
   Task task(int64_t index) const {

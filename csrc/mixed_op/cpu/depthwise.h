@@ -95,40 +95,47 @@ template <int K, int TW>
 inline constexpr int kGradTile = kTapRows<K> * K > 20 || TW < 8 ? 4 : 8;
 
 // grad[k][lane] += sum over the image of dd[pixel] * in[pixel + tap k], one channel block. `dd`
-// holds the gradient of output pixel (h, w) at (h * S, w * S) and zeros everywhere else.
+// holds the gradient of output pixel (h, w) at (h * S, w * S) and zeros everywhere else, a tile's
+// overrun included.
 template <int K, int D, int S, int TG, class T>
 void depthwise_weight_grad(const PaddedImage<T>& dd, const PaddedImage<T>& in, int block,
                            int out_height, int out_width, T* grad) {
   constexpr int L = kLanes<T>;
   constexpr int P = (K - 1) / 2 * D;
   constexpr int KR = kTapRows<K>;
+  // Pixels of a narrow tile are a dilation apart, so that their taps share columns.
+  constexpr int kStep = S == 1 && TG == 4 ? D : 1;
+  constexpr int kTap = D / kStep;
   for (int k0 = 0; k0 < K; k0 += KR) {
     const int live_rows = K - k0 < KR ? K - k0 : KR;
     Vec<T> acc[KR * K];
     unroll<KR * K>([&]<int i>() METADNAS_INLINE {
       acc[i] = i / K < live_rows ? load(grad + (k0 * K + i) * L) : Vec<T>{};
     });
-    for (int h = 0; h < out_height; ++h) {
-      for (int w = 0; w < out_width; w += TG) {
-        const T* dp = dd.at(block, h * S, w * S);
-        const T* ip = in.at(block, h * S - P + k0 * D, w * S - P);
-        Vec<T> y[TG];
-        unroll<TG>([&]<int t>() METADNAS_INLINE { y[t] = load(dp + t * S * L); });
-        unroll<KR>([&]<int kh>() METADNAS_INLINE {
-          if (kh < live_rows) {
-            const T* r = ip + kh * D * in.row;
-            unroll<(TG - 1) * S + (K - 1) * D + 1>([&]<int j>() METADNAS_INLINE {
-              const Vec<T> v = load(r + j * L);
+    auto tile = [&](int h, int w) METADNAS_INLINE {
+      const T* dp = dd.at(block, h * S, w * S);
+      const T* ip = in.at(block, h * S - P + k0 * D, w * S - P);
+      Vec<T> y[TG];
+      unroll<TG>([&]<int t>() METADNAS_INLINE { y[t] = load(dp + t * kStep * S * L); });
+      unroll<KR>([&]<int kh>() METADNAS_INLINE {
+        if (kh < live_rows) {
+          const T* r = ip + kh * D * in.row;
+          unroll<(TG - 1) * S + (K - 1) * kTap + 1>([&]<int j>() METADNAS_INLINE {
+            const Vec<T> v = load(r + j * kStep * L);
 #pragma GCC unroll 5
-              for (int k = 0; k < K; ++k) {
-                const int offset = j - k * D;
-                if (offset >= 0 && offset % S == 0 && offset / S < TG) {
-                  acc[kh * K + k] += v * y[offset / S];
-                }
+            for (int k = 0; k < K; ++k) {
+              const int offset = j - k * kTap;
+              if (offset >= 0 && offset % S == 0 && offset / S < TG) {
+                acc[kh * K + k] += v * y[offset / S];
               }
-            });
-          }
-        });
+            }
+          });
+        }
+      });
+    };
+    for (int h = 0; h < out_height; ++h) {
+      for (int w = 0; w < out_width; w += TG * kStep) {
+        for (int phase = 0; phase < kStep; ++phase) tile(h, w + phase);
       }
     }
     unroll<KR * K>([&]<int i>() METADNAS_INLINE {

@@ -57,8 +57,8 @@ class Counts {
                     op, ": counts is not an int64 tensor on the CPU");
     counts_ = torch::stable::contiguous(*given);
     for (int64_t g = 0; g < clients; ++g) {
-      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images, op, ": counts[", g, "] is ",
-                      data()[g], ", expected 0 to ", images);
+      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images, op, ": counts[", g, "] is ", data()[g],
+                      ", expected 0 to ", images);
     }
   }
 
@@ -79,8 +79,8 @@ class Counts {
   // (G, N, ...).
   void zero_tails(Tensor& t, int64_t outer) const {
     if (!counts_.has_value() || outer == 0) return;
-    const int64_t bytes = t.numel() / (outer * clients_ * images_) *
-                          static_cast<int64_t>(t.element_size());
+    const int64_t bytes =
+        t.numel() / (outer * clients_ * images_) * static_cast<int64_t>(t.element_size());
     char* to = static_cast<char*>(t.mutable_data_ptr());
     for (int64_t row = 0; row < outer * clients_; ++row) {
       const int64_t used = data()[row % clients_];

@@ -26,49 +26,51 @@ struct PoolEdge {
   Vec<T> mean_scale;
 };
 
-// Per output pixel of one channel block, with a border of one pixel.
+// Rows of one channel block, each out_width + 2 vectors wide: a border pixel on either side. An
+// image is gone through once, from top to bottom, so only a few rows of either side are kept.
 template <class T>
 struct PoolScratch {
-  T* winner;  // tap that holds the maximum, 0..8, as a number of T; -1 on the border
-  T* grad_max;
-  T* grad_mean;
-  T* rows;  // three rows of [best, column, sum], by input row modulo 3
-  T* column;
-  int pitch;  // pixels in a row
+  // One output row: the tap that holds the maximum, 0..8, as a number of T (-1 on the border), and
+  // the gradients that reach the maximum and each value of the mean.
+  struct Output {
+    T* winner;
+    T* grad_max;
+    T* grad_mean;
+  };
+  // One input row around each output column: the maximum, its column 0..2, and the sum.
+  struct Input {
+    T* best;
+    T* which;
+    T* sum;
+  };
 
-  static int64_t plane(const Geometry& g) {
-    return int64_t{g.out_height + 2} * (g.out_width + 2) * kLanes<T>;
-  }
-  static int64_t size(const Geometry& g) {
-    return 3 * plane(g) + int64_t{10} * (g.out_width + 2) * kLanes<T>;
-  }
+  T* memory;
+  ptrdiff_t pitch;
+  int out_height;
+
+  static int64_t row(const Geometry& g) { return int64_t{g.out_width + 2} * kLanes<T>; }
+  static int64_t size(const Geometry& g) { return (3 * 3 + 3 * 3 + 3 + 1) * row(g); }
   PoolScratch(const Geometry& g, T* memory)
-      : winner(memory),
-        grad_max(winner + plane(g)),
-        grad_mean(grad_max + plane(g)),
-        rows(grad_mean + plane(g)),
-        column(rows + 9 * (g.out_width + 2) * kLanes<T>),
-        pitch(g.out_width + 2) {}
+      : memory(memory), pitch(row(g)), out_height(g.out_height) {}
 
-  ptrdiff_t at(int h, int w) const {
-    return (static_cast<ptrdiff_t>(h + 1) * pitch + (w + 1)) * kLanes<T>;
+  Input input(int h) const {
+    T* at = memory + (h % 3) * 3 * pitch;
+    return {at, at + pitch, at + 2 * pitch};
   }
-  T* best(int row) const { return rows + static_cast<ptrdiff_t>(row % 3) * 3 * pitch * kLanes<T>; }
-  T* which(int row) const { return best(row) + pitch * kLanes<T>; }
-  T* sum(int row) const { return best(row) + 2 * pitch * kLanes<T>; }
+  Output output(int h) const {
+    T* at = memory + (9 + (h < 0 || h >= out_height ? 3 : h % 3) * 3) * pitch;
+    return {at, at + pitch, at + 2 * pitch};
+  }
+  T* column() const { return memory + 21 * pitch; }
 
-  void clear_border(const Geometry& g) const {
-    auto clear = [&](int h, int w) {
-      store(winner + at(h, w), splat(T{-1}));
-      store(grad_mean + at(h, w), Vec<T>{});
-    };
-    for (int w = -1; w <= g.out_width; ++w) {
-      clear(-1, w);
-      clear(g.out_height, w);
-    }
-    for (int h = 0; h < g.out_height; ++h) {
-      clear(h, -1);
-      clear(h, g.out_width);
+  // Border pixels and the row beyond the edges: they win nothing and add nothing.
+  void clear(const Geometry& g) const {
+    for (const int h : {0, 1, 2, -1}) {
+      const Output row = output(h < out_height ? h : -1);
+      for (int w = 0; w < g.out_width + 2; ++w) {
+        store(row.winner + w * kLanes<T>, splat(T{-1}));
+        store(row.grad_mean + w * kLanes<T>, Vec<T>{});
+      }
     }
   }
 };
@@ -80,115 +82,138 @@ METADNAS_INLINE inline auto takes_over(V v, V best) {
   return (v > best) | (v != v);
 }
 
-// Maximum, its column (0..2) and the sum of the up to three columns around each output column.
+// Maximum, its column and the sum of the up to three columns around each output column.
 template <class T>
-void pool_columns(const Geometry& g, const T* line, ptrdiff_t pitch, int live, T* best, T* which,
-                  T* sum) {
+void pool_columns(const Geometry& g, const T* line, ptrdiff_t pitch, int live,
+                  const typename PoolScratch<T>::Input& to) {
   constexpr int L = kLanes<T>;
   auto reduce = [&](int w, int first, int last, int lanes) METADNAS_INLINE {
     const T* middle = line + w * g.stride * pitch;
-    Vec<T> b = load_first(middle + first * pitch, lanes);
-    Vec<T> c = splat(static_cast<T>(first + 1));
-    Vec<T> s = b;
+    Vec<T> best = load_first(middle + first * pitch, lanes);
+    Vec<T> which = splat(static_cast<T>(first + 1));
+    Vec<T> sum = best;
     for (int d = first + 1; d <= last; ++d) {
       const Vec<T> v = load_first(middle + d * pitch, lanes);
-      const auto wins = takes_over(v, b);
-      b = wins ? v : b;
-      c = wins ? splat(static_cast<T>(d + 1)) : c;
-      s += v;
+      const auto wins = takes_over(v, best);
+      best = wins ? v : best;
+      which = wins ? splat(static_cast<T>(d + 1)) : which;
+      sum += v;
     }
-    store(best + w * L, b);
-    store(which + w * L, c);
-    store(sum + w * L, s);
+    store(to.best + w * L, best);
+    store(to.which + w * L, which);
+    store(to.sum + w * L, sum);
   };
-  const int whole = (g.width - 2) / g.stride;  // last output column with all three
+  const int whole =
+      g.width < 2 ? 0 : (g.width - 2) / g.stride;  // last output column with all three
   auto inner = [&](int lanes) METADNAS_INLINE {
     for (int w = 1; w <= whole; ++w) reduce(w, -1, 1, lanes);
   };
   reduce(0, 0, g.width > 1 ? 1 : 0, live);
   live == L ? inner(L) : inner(live);
-  for (int w = whole < 1 ? 1 : whole + 1; w < g.out_width; ++w) reduce(w, -1, 0, live);
+  for (int w = whole + 1; w < g.out_width; ++w) reduce(w, -1, 0, live);
 }
 
-// Fills `to` for one channel block: winners, and the gradients that reach each pooled value.
+// What the backward pass of both pools reads of one channel block of an image.
 template <class T>
-void pool_gather(const Geometry& g, const T* x, ptrdiff_t pitch, int live,
-                 const PoolGradient<T>& max_grad, const PoolGradient<T>& mean_grad,
-                 const PoolEdge<T>* edges, int edge_count, const PoolScratch<T>& to) {
+struct PoolSources {
+  const T* x;
+  ptrdiff_t pitch;
+  int live;
+  PoolGradient<T> max_grad;
+  PoolGradient<T> mean_grad;
+  const PoolEdge<T>* edges;
+  int edge_count;
+};
+
+// Output row `h`: winners, and the gradients that reach each pooled value. Input rows below
+// `ready` have been reduced before.
+template <class T>
+void pool_gather_row(const Geometry& g, const PoolSources<T>& from, int h, int& ready,
+                     const PoolScratch<T>& scratch) {
   constexpr int L = kLanes<T>;
-  int ready = 0;  // input rows reduced so far
-  for (int h = 0; h < g.out_height; ++h) {
-    const int center = h * g.stride;
-    const int top = center > 0 ? center - 1 : 0;
-    const int bottom = center < g.height - 1 ? center + 1 : center;
-    for (; ready <= bottom; ++ready) {
-      pool_columns(g, x + ready * g.width * pitch, pitch, live, to.best(ready), to.which(ready),
-                   to.sum(ready));
-    }
-    const int rows = bottom - top + 1;
-    T* winner = to.winner + to.at(h, 0);
-    T* grad_max = to.grad_max + to.at(h, 0);
-    T* grad_mean = to.grad_mean + to.at(h, 0);
-    for (int w = 0; w < g.out_width; ++w) {
-      Vec<T> best = load(to.best(top) + w * L);
-      Vec<T> tap = load(to.which(top) + w * L) + splat(static_cast<T>((top - center + 1) * 3));
-      Vec<T> sum = load(to.sum(top) + w * L);
-      for (int row = top + 1; row <= bottom; ++row) {
-        const Vec<T> v = load(to.best(row) + w * L);
-        const auto wins = takes_over(v, best);
-        best = wins ? v : best;
-        tap = wins ? load(to.which(row) + w * L) + splat(static_cast<T>((row - center + 1) * 3))
-                   : tap;
-        sum += load(to.sum(row) + w * L);
-      }
-      const T share = T{1} / static_cast<T>(rows * pool_taps(w * g.stride, g.width));
-      Vec<T> a = max_grad(best);
-      Vec<T> b = mean_grad(sum * share);
-      for (int e = 0; e < edge_count; ++e) {
-        const PoolEdge<T>& edge = edges[e];
-        const Vec<T> grad = load_first(edge.grad + (h * g.out_width + w) * edge.pitch, live);
-        a += edge.max_scale * grad;
-        b += edge.mean_scale * grad;
-      }
-      store(winner + w * L, tap);
-      store(grad_max + w * L, a);
-      store(grad_mean + w * L, b * share);
-    }
+  const int center = h * g.stride;
+  const int top = center > 0 ? center - 1 : 0;
+  const int bottom = center < g.height - 1 ? center + 1 : center;
+  for (; ready <= bottom; ++ready) {
+    pool_columns(g, from.x + ready * g.width * from.pitch, from.pitch, from.live,
+                 scratch.input(ready));
   }
+  const auto to = scratch.output(h);
+  const int rows = bottom - top + 1;
+  typename PoolScratch<T>::Input in[3];
+  for (int i = 0; i < rows; ++i) in[i] = scratch.input(top + i);
+  const T first_tap = static_cast<T>((top - center + 1) * 3);
+  for (int w = 0; w < g.out_width; ++w) {
+    Vec<T> best = load(in[0].best + w * L);
+    Vec<T> tap = load(in[0].which + w * L) + splat(first_tap);
+    Vec<T> sum = load(in[0].sum + w * L);
+    for (int i = 1; i < rows; ++i) {
+      const Vec<T> v = load(in[i].best + w * L);
+      const auto wins = takes_over(v, best);
+      best = wins ? v : best;
+      tap = wins ? load(in[i].which + w * L) + splat(first_tap + static_cast<T>(3 * i)) : tap;
+      sum += load(in[i].sum + w * L);
+    }
+    const T share = T{1} / static_cast<T>(rows * pool_taps(w * g.stride, g.width));
+    Vec<T> a = from.max_grad(best);
+    Vec<T> b = from.mean_grad(sum * share);
+    for (int e = 0; e < from.edge_count; ++e) {
+      const PoolEdge<T>& edge = from.edges[e];
+      const Vec<T> grad = load_first(edge.grad + (h * g.out_width + w) * edge.pitch, from.live);
+      a += edge.max_scale * grad;
+      b += edge.mean_scale * grad;
+    }
+    store(to.winner + (w + 1) * L, tap);
+    store(to.grad_max + (w + 1) * L, a);
+    store(to.grad_mean + (w + 1) * L, b * share);
+  }
+}
+
+// Output rows that reach input row `h`.
+template <int S>
+METADNAS_INLINE inline int first_reached(int h) {
+  return S == 1 ? h - 1 : h / 2;
+}
+template <int S>
+METADNAS_INLINE inline int last_reached(int h) {
+  return S == 1 ? h + 1 : (h + 1) / 2;
 }
 
 // What both pools add to the gradient of input row `h`, into to[w][lane].
 template <int S, class T>
-void pool_input_grad_row(const Geometry& g, const PoolScratch<T>& from, bool has_max, bool has_mean,
-                         int h, T* to) {
+void pool_input_grad_row(const Geometry& g, const PoolScratch<T>& scratch, bool has_max,
+                         bool has_mean, int h, T* to) {
   constexpr int L = kLanes<T>;
-  const int row0 = S == 1 ? h - 1 : h / 2;
-  const int row1 = S == 1 ? h + 1 : (h + 1) / 2;
-  for (int w = -1; has_mean && w <= g.out_width; ++w) {
-    Vec<T> total = load(from.grad_mean + from.at(row0, w));
-    for (int row = row0 + 1; row <= row1; ++row) total += load(from.grad_mean + from.at(row, w));
-    store(from.column + (w + 1) * L, total);
+  const int row0 = first_reached<S>(h);
+  const int rows = last_reached<S>(h) - row0 + 1;
+  typename PoolScratch<T>::Output from[3];
+  for (int i = 0; i < rows; ++i) from[i] = scratch.output(row0 + i);
+  T* column = scratch.column();
+  for (int w = 0; has_mean && w < g.out_width + 2; ++w) {
+    Vec<T> total = load(from[0].grad_mean + w * L);
+    for (int i = 1; i < rows; ++i) total += load(from[i].grad_mean + w * L);
+    store(column + w * L, total);
   }
-  for (int w = 0; w < g.width; ++w) {
-    const int first = S == 1 ? w - 1 : w / 2;
-    const int last = S == 1 ? w + 1 : (w + 1) / 2;
+  // `count` output columns from `first` on reach input column w.
+  auto pixel = [&](int w, int first, int count) METADNAS_INLINE {
     Vec<T> total{};
-    if (has_mean) {
+    for (int k = 0; has_mean && k < count; ++k) total += load(column + (first + k + 1) * L);
+    for (int i = 0; has_max && i < rows; ++i) {
+      const int above = (h + 1 - S * (row0 + i)) * 3 + w + 1 - S * first;
 #pragma GCC unroll 3
-      for (int i = first; i <= last; ++i) total += load(from.column + (i + 1) * L);
-    }
-    if (has_max) {
-      for (int row = row0; row <= row1; ++row) {
-#pragma GCC unroll 3
-        for (int i = first; i <= last; ++i) {
-          const ptrdiff_t at = from.at(row, i);
-          const T tap = static_cast<T>((h + 1 - S * row) * 3 + w + 1 - S * i);
-          const auto won = load(from.winner + at) == splat(tap);
-          total += won ? load(from.grad_max + at) : Vec<T>{};
-        }
+      for (int k = 0; k < count; ++k) {
+        const ptrdiff_t at = (first + k + 1) * L;
+        const auto won = load(from[i].winner + at) == splat(static_cast<T>(above - S * k));
+        total += won ? load(from[i].grad_max + at) : Vec<T>{};
       }
     }
     store(to + w * L, total);
+  };
+  if constexpr (S == 1) {
+    for (int w = 0; w < g.width; ++w) pixel(w, w - 1, 3);
+  } else {
+    for (int w = 0; w < g.width; w += 2) pixel(w, w / 2, 1);
+    for (int w = 1; w < g.width; w += 2) pixel(w, w / 2, 2);
   }
 }
 
