@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from metadnas_ext import aggregate, aggregation
+from metadnas_ext import aggregation
 from metadnas_ext.bench import baseline
 from metadnas_ext.bench.case import NCHW, OURS, Case, Outcome, Setup, Variant, Work, compare
 from metadnas_ext.bench.cases import aggregation as aggregation_cases
@@ -136,20 +136,34 @@ def test_aggregation_takes_fewer_clients_where_memory_ends(monkeypatch: pytest.M
     assert setup.work == Work(bytes=4 * 8 * 50)
 
 
-@pytest.mark.parametrize("how", ["median", "trimmed_mean", "krum"])
+ROBUST = ["median", "trimmed_mean", "krum", "multi_krum", "geometric_median"]
+
+
+@pytest.mark.parametrize("how", ROBUST)
 def test_robust_rules_are_measured_once_the_package_has_them(how: str) -> None:
-    names = [name for name in CASES if name.startswith(f"aggregation/{how}")]
+    names = [name for name in CASES if name.startswith(f"aggregation/{how}-")]
     assert bool(names) == (how in aggregation.METHODS)
 
 
-def test_robust_baselines_find_the_honest_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without our own rules: all of plain torch's ways to a rule give the same."""
-    monkeypatch.setattr(aggregation_cases, "aggregate", lambda updates, **_: aggregate(updates))
-    for make in (aggregation_cases.median, aggregation_cases.trimmed_mean, aggregation_cases.krum):
-        setup = make(clients=11, width=30)
-        outcomes = [make_one().step() for name, make_one in setup.variants.items() if name != OURS]
-        for outcome in outcomes:
-            compare(outcomes[0], outcome, setup.tolerance, make.__name__)
+@pytest.mark.parametrize("how", ROBUST)
+def test_robust_baselines_agree(how: str) -> None:
+    """Whether or not the package has the rule: plain torch's ways to it give the same."""
+    setup = getattr(aggregation_cases, how)(clients=11, width=30)
+    outcomes = [make().step() for name, make in setup.variants.items() if name != OURS]
+    for outcome in outcomes:
+        compare(outcomes[0], outcome, setup.tolerance, how)
+
+
+def test_geometric_median_baseline() -> None:
+    """No direction leads to a smaller sum of distances."""
+    setup = aggregation_cases.geometric_median(clients=7, width=5)
+    variant = setup.variants[aggregation_cases.WEISZFELD]()
+    (updates,) = variant.parameters
+    point = variant.step()["the result"]
+    assert isinstance(point, Tensor)
+    point = point.clone().requires_grad_()
+    (updates - point).norm(dim=1).sum().backward()
+    assert float(point.grad.norm()) < 1e-4  # type: ignore[union-attr]
 
 
 def test_groups_and_names() -> None:

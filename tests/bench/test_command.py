@@ -114,19 +114,11 @@ def test_bench_report(tmp_path: Path) -> None:
 
 
 def test_pytest_benchmark_runs_the_registry(tmp_path: Path) -> None:
-    """It finds every variant, the slow ones only with --full."""
-    bench = Path(__file__).parents[2] / "bench"
-    command_line = [sys.executable, "-m", "pytest", bench, "--collect-only"]
-    command_line += ["-p", "no:cacheprovider", "-c", str(bench.parent / "pyproject.toml")]
-
-    def collected(*more: str) -> list[str]:
-        done = subprocess.run(
-            [*command_line, *more], capture_output=True, text=True, check=True, cwd=tmp_path
-        )
-        return [line for line in done.stdout.splitlines() if "::" in line]
-
-    def variants(quick_only: bool) -> int:
-        return sum(len(c.variants) for c in CASES.values() if c.quick or not quick_only)
-
-    assert len(collected("--full")) == variants(quick_only=False)
-    assert len(collected()) == variants(quick_only=True)
+    """It finds every variant and leaves out those of the slow cases."""
+    root = Path(__file__).parents[2]
+    command_line = [sys.executable, "-m", "pytest", root / "bench", "--collect-only"]
+    command_line += ["-p", "no:cacheprovider", "-c", root / "pyproject.toml"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=True, cwd=tmp_path)
+    every = sum(len(case.variants) for case in CASES.values())
+    quick = sum(len(case.variants) for case in CASES.values() if case.quick)
+    assert f"{quick}/{every} tests collected" in done.stdout

@@ -13,9 +13,11 @@ from metadnas_ext.aggregation import METHODS
 from metadnas_ext.bench.case import OURS, Case, Outcome, Setup, Variant, Work
 from metadnas_ext.bench.machine import available_memory
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 LOOP = "torch, client by client"
 STACKED = "torch, stacked"
+MEDIAN, SORT, CDIST = "torch.median", "torch.sort", "torch.cdist"
+WEISZFELD = "torch, Weiszfeld"
 ALPHA = 2 * 14 * 8  # numbers of α
 FLOAT = 4  # bytes
 
@@ -47,8 +49,8 @@ def median(clients: int, width: int) -> Setup:
         note,
         lambda: aggregate(updates, how="median"),
         {
-            "torch.median": lambda: updates.median(0).values,
-            "torch.sort": lambda: updates.sort(0).values[len(updates) // 2],
+            MEDIAN: lambda: updates.median(0).values,
+            SORT: lambda: updates.sort(0).values[len(updates) // 2],
         },
     )
 
@@ -61,17 +63,48 @@ def trimmed_mean(clients: int, width: int) -> Setup:
         updates,
         note,
         lambda: aggregate(updates, how="trimmed_mean"),
-        {"torch.sort": lambda: updates.sort(0).values[cut : len(updates) - cut].mean(0)},
+        {SORT: lambda: updates.sort(0).values[cut : len(updates) - cut].mean(0)},
     )
 
 
 def krum(clients: int, width: int) -> Setup:
-    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017), none suspected."""
+    """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017)."""
+    return _krum("krum", clients, width, chosen=1)
+
+
+def multi_krum(clients: int, width: int) -> Setup:
+    """The mean of the updates nearest to their neighbours, all but the f that may be arbitrary."""
+    return _krum("multi_krum", clients, width, chosen=clients - _tolerable(clients))
+
+
+def geometric_median(clients: int, width: int) -> Setup:
+    """Weiszfeld's iteration: the mean, weighted by the inverse distances, over and over."""
     updates, note = _updates(clients, width)
 
+    def weiszfeld() -> Tensor:
+        point = updates.mean(0)
+        for _ in range(100):
+            distances = (updates - point).norm(dim=1).clamp(min=1e-6)
+            before, point = point, torch.mv(updates.T, 1 / distances) / (1 / distances).sum()
+            if (point - before).norm() < 1e-6 * distances.mean():
+                break
+        return point
+
+    return _setup(
+        updates,
+        note,
+        lambda: aggregate(updates, how="geometric_median"),
+        {WEISZFELD: weiszfeld},
+    )
+
+
+def _krum(how: str, clients: int, width: int, chosen: int) -> Setup:
+    updates, note = _updates(clients, width)
+    near = len(updates) - _tolerable(len(updates)) - 2
+
     def nearest(distances: Tensor) -> Tensor:
-        scores = distances.sort(1).values[:, 1 : len(updates) - 1].sum(1)
-        return updates[scores.argmin()]
+        scores = distances.sort(1).values[:, 1 : near + 1].sum(1)
+        return updates[scores.argsort()[:chosen]].mean(0)
 
     def loop() -> Tensor:
         rows = [torch.stack([torch.norm(a - b).square() for b in updates]) for a in updates]
@@ -80,18 +113,23 @@ def krum(clients: int, width: int) -> Setup:
     return _setup(
         updates,
         note,
-        lambda: aggregate(updates, how="krum"),
-        {LOOP: loop, "torch.cdist": lambda: nearest(torch.cdist(updates, updates).square())},
+        lambda: aggregate(updates, how=how),
+        {LOOP: loop, CDIST: lambda: nearest(torch.cdist(updates, updates).square())},
     )
+
+
+def _tolerable(clients: int) -> int:
+    """How many arbitrary clients f Krum stands: 2 f + 3 clients are needed."""
+    return max(0, (clients - 3) // 2)
 
 
 def _setup(
     updates: Tensor,
     note: str,
-    ours: Callable[[], Tensor | dict[str, Tensor]],
-    others: dict[str, Callable[[], Tensor]],
+    ours: Callable[[], object],
+    others: dict[str, Callable[[], object]],
 ) -> Setup:
-    def variant(call: Callable[[], Tensor | dict[str, Tensor]]) -> Variant:
+    def variant(call: Callable[[], object]) -> Variant:
         def step() -> Outcome:
             result = call()
             assert isinstance(result, Tensor)
@@ -149,15 +187,18 @@ def _means() -> list[Case]:
 
 def _robust() -> list[Case]:
     """Cases of the robust rules that this build has."""
-    rules: dict[str, tuple[Callable[..., Setup], tuple[str, ...]]] = {
-        "median": (median, ("torch.median", "torch.sort")),
-        "trimmed_mean": (trimmed_mean, ("torch.sort",)),
-        "krum": (krum, (LOOP, "torch.cdist")),
+    middling, many = ((11, 200_000), (101, 20_000)), (1_001, ALPHA)
+    rules: dict[str, tuple[Callable[..., Setup], tuple[str, ...], tuple[tuple[int, int], ...]]] = {
+        "median": (median, (MEDIAN, SORT), (*middling, many)),
+        "trimmed_mean": (trimmed_mean, (SORT,), (*middling, many)),
+        "krum": (krum, (LOOP, CDIST), middling),
+        "multi_krum": (multi_krum, (LOOP, CDIST), middling),
+        "geometric_median": (geometric_median, (WEISZFELD,), middling),
     }
     return [
         _case(f"{how}-{clients}", f"{how}, {clients} × {width:,}", make, clients, width, others)
-        for how, (make, others) in rules.items()
-        for clients, width in ((11, 200_000), (101, 20_000))
+        for how, (make, others, sizes) in rules.items()
+        for clients, width in sizes
         if how in METHODS
     ]
 
