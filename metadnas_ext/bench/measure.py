@@ -78,16 +78,26 @@ def run_case(
     """Checks every variant against the first, then measures them in turn.
 
     The order rotates, so that none always follows the same other. `progress` is told what is going
-    on. Raises BenchmarkError on a result that is wrong.
+    on. Raises BenchmarkError on a result that is wrong; where torch.compile fails or is wrong, the
+    result only notes it.
     """
     progress("inputs")
     setup = case.setup(settings.tiny)
     makers = setup.makers(COMPILE_MODES if settings.compile else ())
     running: dict[str, _Running] = {}
+    notes = [setup.note] if setup.note else []
     for name, make in makers.items():
         progress(f"check of {name}")
-        running[name] = _warmed_up(make(), name)
-        _check(case, name, running, setup.tolerance)
+        try:
+            one = _warmed_up(make(), name)
+            _check(case, name, one, running, setup.tolerance)
+        except Exception as error:
+            if not name.startswith(COMPILED):
+                raise
+            # Not ours to put right, and no reason to lose the other figures.
+            notes.append(f"{name} failed ({type(error).__name__})")
+            continue
+        running[name] = one
         if settings.memory and name in setup.variants:
             progress(f"memory of {name}")
             running[name].result.peak_bytes = peak_bytes(case.name, name, tiny=settings.tiny)
@@ -97,7 +107,7 @@ def run_case(
         case.sizes(settings.tiny),
         {name: one.result for name, one in running.items()},
         setup.work,
-        note=setup.note,
+        note="; ".join(notes),
     )
     _time(result, running, settings, yardsticks, progress)
     return result
@@ -127,11 +137,13 @@ def _warmed_up(variant: Variant, name: str) -> _Running:
     return _Running(variant, VariantResult([], first, saved_bytes=saved), outcome, loops)
 
 
-def _check(case: Case, name: str, running: dict[str, _Running], tolerance: float) -> None:
-    if running[name].variant.comparable:
-        expected = next(iter(running.values())).outcome
+def _check(
+    case: Case, name: str, one: _Running, before: dict[str, _Running], tolerance: float
+) -> None:
+    if one.variant.comparable:
+        first = next(iter(before.values()), one)
         what = f"{case.name}, {name}"
-        running[name].result.error = compare(expected, running[name].outcome, tolerance, what)
+        one.result.error = compare(first.outcome, one.outcome, tolerance, what)
 
 
 def _time(

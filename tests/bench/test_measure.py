@@ -94,6 +94,24 @@ def test_a_wrong_result_is_not_timed() -> None:
     assert len(calls) <= 2
 
 
+def broken(mode: str) -> Variant:
+    if mode == "default":
+        raise RuntimeError("no compiler")
+    return Variant(lambda: {"x": 2 * ONE})
+
+
+def test_what_torch_compile_gets_wrong_is_noted() -> None:
+    case = case_of({"a": sleeping(0), OURS: sleeping(0)})
+    compiled = replace(case, make=lambda clients: replace(case.make(clients), compiled=broken))
+    result = run(compiled, repeats=1, compile=True)
+    assert list(result.variants) == ["a", OURS]
+    assert result.note == (
+        "torch.compile default failed (RuntimeError); "
+        "torch.compile max-autotune-no-cudagraphs failed (BenchmarkError)"
+    )
+    assert run(compiled, repeats=1).note == ""
+
+
 def test_yardsticks_only_where_the_work_is_known() -> None:
     steps = {"a": sleeping(0), OURS: sleeping(0)}
     counted = run(case_of(steps, Work(flop=10.0)), repeats=2)
