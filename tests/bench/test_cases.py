@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metadnas_ext import aggregation
@@ -199,6 +200,32 @@ def test_select(patterns: tuple[str, ...], full: bool, count: int) -> None:
 def test_unknown_case(pattern: str, message: str) -> None:
     with pytest.raises(BenchmarkError, match=message):
         select([pattern])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("mixed_op/c16-32x32-s1", {baseline.MixedOp: 1}),
+        ("supernet/c8-5-cells-b16", {baseline.MixedOp: 3 * 5}),
+        ("derived/train-c16-8-cells-b32", {baseline.Cell: 3}),
+        ("search_step/c8-5-cells-b16", {baseline.MixedOp: 3 * 5}),
+    ],
+)
+def test_what_is_compiled(
+    name: str, parts: dict[type[nn.Module], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without compiling it, which takes minutes; the step is that of the others."""
+    compiled: Counter[type[nn.Module]] = Counter()
+
+    def note(module: nn.Module, mode: str, dynamic: bool) -> None:
+        assert (mode, dynamic) == ("some mode", False)
+        compiled[type(module)] += 1
+
+    monkeypatch.setattr(nn.Module, "compile", note)
+    setup = CASES[name].setup(tiny=True)
+    outcome = setup.makers(["some mode"])["torch.compile some mode"]().step()
+    assert compiled == parts
+    compare(setup.variants[NCHW]().step(), outcome, setup.tolerance, name)
 
 
 def test_compiled_variants_come_before_ours() -> None:

@@ -45,13 +45,17 @@ def derived_inference(channels: int, layers: int, batch: int, size: int) -> Setu
     return _setup(eager, ours, x, _inference, Work(flop=2 * macs * batch))
 
 
-def compile_cells(net: nn.Module, mode: str) -> None:
-    """Compiles cell by cell, in place: a whole supernet takes over a quarter of an hour."""
-    torch._dynamo.config.recompile_limit = 64  # cells of one class differ in shape
-    cells = net.cells
-    assert isinstance(cells, nn.ModuleList)
-    for cell in cells:
-        cell.compile(mode=mode, dynamic=False)
+def compile_parts(net: nn.Module, mode: str) -> None:
+    """Compiles a supernet mixed operation by mixed operation, a derived net cell by cell, in place.
+
+    Mixed operations of one shape share their code. A cell of a supernet takes minutes, and the
+    whole supernet over half an hour.
+    """
+    torch._dynamo.config.recompile_limit = 64  # the parts differ in shape
+    kind = baseline.Cell if isinstance(net, baseline.DerivedNet) else baseline.MixedOp
+    for part in net.modules():
+        if isinstance(part, kind):
+            part.compile(mode=mode, dynamic=False)
 
 
 def _derived(
@@ -77,7 +81,7 @@ def _setup(
     def channels_last(mode: str | None = None) -> Variant:
         net = copy.deepcopy(eager).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if mode is not None:
-            compile_cells(net, mode)
+            compile_parts(net, mode)
         return variant(net, last)
 
     def ours() -> Variant:

@@ -11,7 +11,7 @@ from torch import Tensor
 from metadnas_ext.bench import baseline
 from metadnas_ext.bench.baseline_search import LocalSearch, federated_round
 from metadnas_ext.bench.case import CHANNELS_LAST, NCHW, OURS, Case, Outcome, Setup, Variant
-from metadnas_ext.bench.cases.networks import compile_cells
+from metadnas_ext.bench.cases.networks import compile_parts
 from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, MemoryStore
 from metadnas_ext.federated.federation import Federation
@@ -150,7 +150,7 @@ def _local_search(
     net.load_state_dict(start.state)
     net = net.to(memory_format=form)  # type: ignore[call-overload]
     if mode is not None:
-        compile_cells(net, mode)
+        compile_parts(net, mode)
     return LocalSearch(net, federation.config.client, form)
 
 
@@ -231,7 +231,14 @@ def _round(clients: int, quick: bool) -> Case:
         f"{clients} client" + ("" if clients == 1 else "s in a cohort"),
         round_of,
         {"clients": clients, **params},
-        {"clients": min(clients, 2), "images": 5, "channels": 4, "nodes": 2, "batch": 4},
+        {
+            "clients": min(clients, 2),
+            "images": 5,
+            "channels": 4,
+            "layers": 2,
+            "nodes": 2,
+            "batch": 4,
+        },
         quick=quick,
     )
 
