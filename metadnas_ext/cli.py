@@ -189,6 +189,69 @@ def report(
 
 
 @app.command()
+def bench(
+    cases: Annotated[
+        list[str] | None,
+        typer.Argument(help="Cases, groups or patterns ('aggregation/*'); default: the quick set."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All cases, for an hour or so.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of a variant at most.")] = 9,
+    seconds: Annotated[float, typer.Option(min=0, help="Time to measure a case, about.")] = 6.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compare with torch.compile too; minutes a case.")
+    ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory of a step, each in its own process.")
+    ] = False,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="At tiny sizes: only whether everything works.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure this machine: the package beside DARTS in ordinary PyTorch.
+
+    Results are checked before anything is timed. Without arguments a quick set, in three minutes.
+    """
+    with _friendly():
+        import torch
+
+        from metadnas_ext.bench.command import list_cases, run
+        from metadnas_ext.bench.measure import Settings
+        from metadnas_ext.bench.registry import select
+
+        chosen = select(cases or (), full=full or list_)
+        if list_:
+            list_cases(chosen, console)
+            return
+        if threads is not None:
+            torch.set_num_threads(threads)
+        run(chosen, Settings(repeats, seconds, compile_, memory, tiny), out, console)
+
+
+@app.command()
+def bench_report(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Results; default bench/results/*.json.")
+    ] = None,
+    page: Annotated[Path, typer.Option(help="Gets all tables.")] = Path("docs/benchmarks.md"),
+    readme: Annotated[Path, typer.Option(help="Gets the mixed operation.")] = Path("README.md"),
+    pictures: Annotated[Path, typer.Option(help="Folder.")] = Path("docs/images"),
+) -> None:
+    """Put benchmark results into the documentation; run it where the repository is."""
+    with _friendly():
+        from metadnas_ext.bench.docs import write_docs
+        from metadnas_ext.errors import BenchmarkError
+
+        found = files or sorted(Path("bench/results").glob("*.json"))
+        if not found:
+            raise BenchmarkError("bench/results holds no JSON; make some with metadnas bench --out")
+        for path in write_docs(found, page, readme, pictures):
+            console.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
 def info() -> None:
     """Print what this installation was built with and runs on."""
     from metadnas_ext import __version__, build_info

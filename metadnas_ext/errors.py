@@ -27,3 +27,7 @@ class RunError(MetadnasError, RuntimeError):
 
 class DivergenceError(MetadnasError, ArithmeticError):
     """A loss is not finite; the message names the round and the client."""
+
+
+class BenchmarkError(MetadnasError, RuntimeError):
+    """An unknown benchmark case, a file that holds no benchmark results, or a wrong result."""

@@ -1,7 +1,5 @@
 """Pictures: they decode, have a sensible size, and nothing in a cell graph overlaps."""
 
-# ruff: noqa: RUF001 - dashes and multiplication signs are what people are shown
-
 from __future__ import annotations
 
 import random

@@ -1,0 +1,140 @@
+"""What a benchmark case is: variants of one step, how they are compared, and the work they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.errors import BenchmarkError
+
+NCHW = "eager NCHW"
+CHANNELS_LAST = "eager channels-last"
+COMPILED = "torch.compile"
+OURS = "metadnas_ext"
+NETWORK_VARIANTS = (NCHW, CHANNELS_LAST, OURS)
+
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
+"""On a CPU; the other modes differ from these by CUDA graphs only."""
+
+Outcome = Mapping[str, Tensor | Sequence[Tensor]]
+"""What a step computed, by name; the tensors of a sequence are compared as one vector."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step must do, whoever does it.
+
+    flop: floating-point operations of convolutions and products, 2 a multiply-accumulate, with
+    twice the forward pass for a backward pass. bytes: least traffic with memory, each input read
+    once and each output written once.
+    """
+
+    flop: float | None = None
+    bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of doing the step.
+
+    Args:
+        step: does it, from the same state every time.
+        parameters: weights it starts from, which do not count as saved activations.
+        comparable: False where it computes something else by design and is only timed.
+    """
+
+    step: Callable[[], Outcome]
+    parameters: Sequence[Tensor] = ()
+    comparable: bool = True
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A case at one size, its inputs made.
+
+    Args:
+        variants: makers by name; the first is what the others are compared with.
+        tolerance: largest relative L2 error of anything in an outcome.
+        compiled: maker of a torch.compile variant for a mode.
+        note: what was scaled down, and why.
+    """
+
+    variants: Mapping[str, Callable[[], Variant]]
+    tolerance: float
+    work: Work = field(default_factory=Work)
+    compiled: Callable[[str], Variant] | None = None
+    note: str = ""
+
+    def makers(self, compile_modes: Sequence[str] = ()) -> dict[str, Callable[[], Variant]]:
+        """All makers, ours last, with one for each mode of torch.compile that is wanted."""
+        makers = dict(self.variants)
+        if self.compiled is not None:
+            for mode in compile_modes:
+                makers[f"{COMPILED} {mode}"] = _bound(self.compiled, mode)
+        makers[OURS] = makers.pop(OURS)
+        return makers
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the registry; `name` is "group/what".
+
+    `variants` names those that `make(**params)` returns, so that they can be listed without making
+    inputs. `tiny` replaces parameters for a run of the tests. `quick`: part of the default set.
+    """
+
+    name: str
+    title: str
+    make: Callable[..., Setup]
+    params: Mapping[str, int]
+    tiny: Mapping[str, int]
+    variants: tuple[str, ...] = NETWORK_VARIANTS
+    quick: bool = True
+
+    @property
+    def group(self) -> str:
+        return self.name.partition("/")[0]
+
+    def sizes(self, tiny: bool = False) -> dict[str, int]:
+        return {**self.params, **(self.tiny if tiny else {})}
+
+    def setup(self, tiny: bool = False) -> Setup:
+        return self.make(**self.sizes(tiny))
+
+
+def compare(expected: Outcome, got: Outcome, tolerance: float, what: str) -> float:
+    """Largest relative L2 error of `got`; BenchmarkError naming `what` if above the tolerance."""
+    if expected.keys() != got.keys():
+        differ = ", ".join(sorted(set(expected) ^ set(got)))
+        raise BenchmarkError(f"{what} differs from {_FIRST} in what it computes: {differ}")
+    largest = 0.0
+    for name in expected:
+        error = _relative_error(_vector(expected[name]), _vector(got[name]))
+        if not error <= tolerance:  # NaN is not
+            raise BenchmarkError(
+                f"{what}: {name} differs from {_FIRST} by {error:.1e} (relative L2 norm), "
+                f"allowed {tolerance:.0e}; nothing was timed"
+            )
+        largest = max(largest, error)
+    return largest
+
+
+_FIRST = "the first variant"
+
+
+def _relative_error(expected: Tensor, got: Tensor) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def _vector(value: Tensor | Sequence[Tensor]) -> Tensor:
+    parts = [value] if isinstance(value, Tensor) else value
+    return torch.cat([part.detach().reshape(-1).double() for part in parts])
+
+
+def _bound(compiled: Callable[[str], Variant], mode: str) -> Callable[[], Variant]:
+    return lambda: compiled(mode)

@@ -1,0 +1,1 @@
+"""The cases, by group; each module gives a tuple `CASES`."""

@@ -1,0 +1,75 @@
+"""What `metadnas bench` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from metadnas_ext.bench.case import Case
+from metadnas_ext.bench.machine import commit, machine, versions
+from metadnas_ext.bench.measure import Settings, Yardsticks, run_case
+from metadnas_ext.bench.results import CaseResult, Results
+from metadnas_ext.bench.tables import origin, sections
+from metadnas_ext.errors import BenchmarkError
+from metadnas_ext.report.tables import Grid
+
+
+def list_cases(cases: Sequence[Case], console: Console) -> None:
+    """Prints the registry's cases as a table."""
+    rows = [(case.name, case.title, "quick" if case.quick else "full") for case in cases]
+    console.print(Grid(("case", "what", "set"), tuple(rows)).rich())
+
+
+def run(cases: Sequence[Case], settings: Settings, out: Path | None, console: Console) -> Results:
+    """Measures cases, printing each group when it is done; writes JSON at the end, if asked.
+
+    Raises BenchmarkError before measuring if `out` cannot be written, and on a wrong result.
+    """
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise BenchmarkError(f"--out {out}: expected a file in a folder that exists")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    results = Results(machine(), versions(), date, commit(), asdict(settings), [])
+    console.print(origin(results), highlight=False, soft_wrap=True)
+    yardsticks = Yardsticks(settings.tiny)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    progress = Progress(
+        *columns, MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+    with progress:
+        task = progress.add_task("", total=len(cases))
+        for _, group in groupby(cases, key=lambda case: case.group):
+            done = []
+            for case in group:
+
+                def tell(what: str, name: str = case.name) -> None:
+                    progress.update(task, description=f"{name}: {what}")
+
+                done.append(run_case(case, settings, yardsticks, tell))
+                progress.advance(task)
+            _show(done, console)
+            results.cases += done
+    if out is not None:
+        results.save(out)
+        console.print(out, highlight=False, soft_wrap=True)
+    return results
+
+
+def _show(cases: Sequence[CaseResult], console: Console) -> None:
+    for section in sections(cases):
+        for grid in section.grids:
+            console.print(grid.rich(section.title))
+        for note in section.notes:
+            console.print(note, highlight=False)

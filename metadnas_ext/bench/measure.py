@@ -1,0 +1,184 @@
+"""Runs a case: checks results, then times its variants in turn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.bench.case import COMPILE_MODES, COMPILED, Case, Outcome, Variant, compare
+from metadnas_ext.bench.memory import peak_bytes
+from metadnas_ext.bench.results import CaseResult, VariantResult
+from metadnas_ext.bench.saved import most_saved
+
+SLOW = 2.0  # seconds of a first step that tells enough
+SHORTEST = 0.002  # seconds of one measurement; shorter steps are run several times in it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and what to measure.
+
+    Args:
+        repeats: measurements of each variant at most, and `seconds`: of a case; at least one
+            measurement of each variant is taken.
+        compile: with the torch.compile variants, in each mode.
+        memory: with the peak memory of each variant, in a process of its own.
+        tiny: at the sizes of the tests, to see that everything works.
+    """
+
+    repeats: int = 9
+    seconds: float = 6.0
+    compile: bool = False
+    memory: bool = False
+    tiny: bool = False
+
+
+class Yardsticks:
+    """What the machine can do: a large matrix product and a large copy."""
+
+    def __init__(self, tiny: bool = False) -> None:
+        self._side = 128 if tiny else 2048
+        self._floats = 1 << (16 if tiny else 26)  # 256 MB, beyond any cache
+
+    def sgemm(self) -> float:
+        """FLOP/s of one square product in single precision."""
+        a, b, out = self._matrices
+        return 2 * self._side**3 / _seconds(lambda: torch.mm(a, b, out=out))
+
+    def copy(self) -> float:
+        """Bytes/s, read and written, of one copy."""
+        source, target = self._buffers
+        return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+
+    @cached_property
+    def _matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        a = torch.randn(self._side, self._side)
+        torch.mm(a, a)  # the first product sets up its library
+        return a, a.clone(), torch.empty_like(a)
+
+    @cached_property
+    def _buffers(self) -> tuple[Tensor, Tensor]:
+        source = torch.ones(self._floats)
+        return source, source.clone()
+
+
+def run_case(
+    case: Case,
+    settings: Settings,
+    yardsticks: Yardsticks,
+    progress: Callable[[str], None] = lambda what: None,
+) -> CaseResult:
+    """Checks every variant against the first, then measures them in turn.
+
+    The order rotates, so that none always follows the same other. `progress` is told what is going
+    on. Raises BenchmarkError on a result that is wrong; where torch.compile fails or is wrong, the
+    result only notes it.
+    """
+    progress("inputs")
+    setup = case.setup(settings.tiny)
+    makers = setup.makers(COMPILE_MODES if settings.compile else ())
+    running: dict[str, _Running] = {}
+    notes = [setup.note] if setup.note else []
+    for name, make in makers.items():
+        progress(f"check of {name}")
+        try:
+            one = _warmed_up(make(), name)
+            _check(case, name, one, running, setup.tolerance)
+        except Exception as error:
+            if not name.startswith(COMPILED):
+                raise
+            # Not ours to put right, and no reason to lose the other figures.
+            notes.append(f"{name} failed ({type(error).__name__})")
+            continue
+        running[name] = one
+        if settings.memory and name in setup.variants:
+            progress(f"memory of {name}")
+            running[name].result.peak_bytes = peak_bytes(case.name, name, tiny=settings.tiny)
+    result = CaseResult(
+        case.name,
+        case.title,
+        case.sizes(settings.tiny),
+        {name: one.result for name, one in running.items()},
+        setup.work,
+        note="; ".join(notes),
+    )
+    _time(result, running, settings, yardsticks, progress)
+    return result
+
+
+@dataclass
+class _Running:
+    """A variant under measurement: the outcome of its first step, and steps per measurement."""
+
+    variant: Variant
+    result: VariantResult
+    outcome: Outcome
+    loops: int
+
+
+def _warmed_up(variant: Variant, name: str) -> _Running:
+    """A first step, for its outcome and what it saves; unless it is slow, one more to time it."""
+    start = time.perf_counter()
+    saved = None
+    if name.startswith(COMPILED):
+        outcome = variant.step()  # hooks would be compiled with it
+    else:
+        outcome, saved = most_saved(variant.step, variant.parameters)
+    first = time.perf_counter() - start
+    seconds = first if first > SLOW else _seconds(variant.step)
+    loops = max(1, math.ceil(SHORTEST / max(seconds, 1e-7)))
+    return _Running(variant, VariantResult([], first, saved_bytes=saved), outcome, loops)
+
+
+def _check(
+    case: Case, name: str, one: _Running, before: dict[str, _Running], tolerance: float
+) -> None:
+    if one.variant.comparable:
+        first = next(iter(before.values()), one)
+        what = f"{case.name}, {name}"
+        one.result.error = compare(first.outcome, one.outcome, tolerance, what)
+
+
+def _time(
+    result: CaseResult,
+    running: dict[str, _Running],
+    settings: Settings,
+    yardsticks: Yardsticks,
+    progress: Callable[[str], None],
+) -> None:
+    sgemm: list[float] = []
+    copy: list[float] = []
+    start = time.perf_counter()
+    for repeat in range(settings.repeats):
+        if repeat > 0 and time.perf_counter() - start > settings.seconds:
+            break
+        progress(f"measurement {repeat + 1}")
+        if result.work.flop is not None:
+            sgemm.append(yardsticks.sgemm())
+        if result.work.bytes is not None:
+            copy.append(yardsticks.copy())
+        for name in _rotated(list(running), repeat):
+            one = running[name]
+            one.result.seconds.append(_seconds(one.variant.step, one.loops))
+    result.sgemm = statistics.median(sgemm) if sgemm else None
+    result.copy = statistics.median(copy) if copy else None
+
+
+def _seconds(step: Callable[[], object], loops: int = 1) -> float:
+    """Seconds a step takes; the mean of `loops` in a row."""
+    start = time.perf_counter()
+    for _ in range(loops):
+        step()
+    return (time.perf_counter() - start) / loops
+
+
+def _rotated(names: Sequence[str], by: int) -> list[str]:
+    by %= len(names)
+    return [*names[by:], *names[:by]]
