@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "discretize/bindings.h"
-#include "mixed_op/cpu/isa.h"
+#include "common/isa.h"
 
 STABLE_TORCH_LIBRARY(metadnas_ext, m) {
   // x (G, N, H, W, C), weights (G, O), params (G, P), running (G, S, 2, C) in eval mode, counts (G)
@@ -16,6 +16,18 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
       "mixed_op_backward(Tensor grad_out, Tensor x, Tensor weights, Tensor params, Tensor stats, "
       "Tensor z, Tensor? counts, int[] candidates, int stride, bool affine, float eps, "
       "bool training) -> (Tensor, Tensor, Tensor)");
+
+  // x (G, N, H, W, Cin), params (G, P), running (G, 1, 2, C) in eval mode, counts (G)
+  // -> out (G, N, H', W', C), stats (G, 1, 2, C), normal: out before gamma and beta (affine only)
+  m.def(
+      "relu_conv_bn_forward(Tensor x, Tensor params, Tensor? running, Tensor? counts, "
+      "int channels, int stride, bool affine, float eps) -> (Tensor, Tensor, Tensor)");
+  // -> gradients of x and params; empty (0) where not needed
+  m.def(
+      "relu_conv_bn_backward(Tensor grad_out, Tensor x, Tensor params, Tensor stats, "
+      "Tensor normal, Tensor? counts, int channels, int stride, bool affine, float eps, "
+      "bool training, bool need_x, bool need_params) -> (Tensor, Tensor)");
+
   // x (G, ...), weights (G) -> (...)
   m.def("weighted_mean(Tensor x, Tensor weights) -> Tensor");
 }

@@ -29,6 +29,12 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 inline constexpr int kLanes = METADNAS_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
+// Vectors that `channels` channels take.
+template <class T>
+constexpr int blocks_of(int channels) {
+  return (channels + kLanes<T> - 1) / kLanes<T>;
+}
+
 // Architectural vector registers: the kernels size their register tiles by it.
 inline constexpr int kRegisters = METADNAS_VECTOR_BYTES == 64 ? 32 : 16;
 

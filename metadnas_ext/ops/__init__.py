@@ -1,6 +1,7 @@
 """Fused operators with a client axis. Each has a pure-torch twin in `reference`."""
 
 from metadnas_ext.ops.mixed_op import batch_norms, mixed_op, packed_shapes
+from metadnas_ext.ops.relu_conv_bn import relu_conv_bn
 from metadnas_ext.ops.weighted_mean import weighted_mean
 
-__all__ = ["batch_norms", "mixed_op", "packed_shapes", "weighted_mean"]
+__all__ = ["batch_norms", "mixed_op", "packed_shapes", "relu_conv_bn", "weighted_mean"]

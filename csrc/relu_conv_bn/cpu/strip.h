@@ -1,0 +1,104 @@
+// Strips of output pixels: where their inputs lie, gathered rectified into the first-level cache.
+#pragma once
+
+#include "relu_conv_bn/cpu/context.h"
+
+namespace metadnas::METADNAS_ISA::relu_conv_bn {
+
+// Offsets from a client's x of the inputs of a strip of one grid.
+struct PixelOffsets {
+  static constexpr ptrdiff_t kOutside = -1;
+  ptrdiff_t* own;   // the pixel an output reads; kOutside: a zero
+  ptrdiff_t* rest;  // stride 2: its neighbour in the row, which no grid reads; kOutside: none
+
+  void fill(const Shape& shape, int grid, int64_t begin, int pixels) const {
+    const int channels = shape.in_channels;
+    if (shape.stride == 1) {
+      for (int p = 0; p < pixels; ++p) own[p] = (begin + p) * channels;
+      return;
+    }
+    const int out_width = shape.out_width();
+    int64_t image = begin / shape.out_pixels();
+    int h = static_cast<int>(begin % shape.out_pixels()) / out_width;
+    int w = static_cast<int>(begin % out_width);
+    for (int p = 0; p < pixels; ++p) {
+      const int row = 2 * h + grid;
+      auto offset = [&](int column) {
+        return row < shape.height && column < shape.width
+                   ? image * shape.in_image() + (int64_t{row} * shape.width + column) * channels
+                   : kOutside;
+      };
+      own[p] = offset(2 * w + grid);
+      rest[p] = offset(2 * w + 1 - grid);
+      if (++w < out_width) continue;
+      w = 0;
+      if (++h < shape.out_height()) continue;
+      h = 0;
+      ++image;
+    }
+  }
+};
+
+// Scratch of one task: strips of rectified inputs and, in backward, of gradients of z.
+template <class T>
+struct StripScratch {
+  int pixels;
+  ptrdiff_t plane;
+  PixelOffsets offsets;
+  T* in;
+  T* grad_z;
+  ChunkMoments<T>* moments;  // per output block of all grids
+
+  explicit StripScratch(const Context<T>& context) : pixels(strip_pixels(context)) {
+    plane = static_cast<ptrdiff_t>(pixels + kStripSlack) * kLanes<T>;
+    const int64_t in_size = context.in_blocks() * plane;
+    const int64_t out_size = context.grid_blocks() * plane;
+    const int64_t blocks = int64_t{context.grid_blocks()} * context.shape.grids();
+    Arena& arena = worker_arena();
+    arena.reset(static_cast<size_t>(in_size + out_size) * sizeof(T) +
+                static_cast<size_t>(2 * pixels) * sizeof(ptrdiff_t) +
+                static_cast<size_t>(blocks) * sizeof(ChunkMoments<T>) + 5 * 64);
+    in = arena.take<T>(in_size);
+    grad_z = arena.take<T>(out_size);
+    offsets = {arena.take<ptrdiff_t>(pixels), arena.take<ptrdiff_t>(pixels)};
+    moments = arena.take<ChunkMoments<T>>(blocks);
+    // Tiles read the slack too; what they make of it is dropped, but it should cost no denormals.
+    __builtin_memset(in, 0, static_cast<size_t>(in_size) * sizeof(T));
+    __builtin_memset(grad_z, 0, static_cast<size_t>(out_size) * sizeof(T));
+  }
+
+ private:
+  // Whole tiles, about half of a first-level cache of 32 KiB.
+  static int strip_pixels(const Context<T>& context) {
+    constexpr int kBytes = 20 << 10;
+    const int pixel_bytes = (context.in_blocks() + context.grid_blocks()) * METADNAS_VECTOR_BYTES;
+    const int wanted = kBytes / pixel_bytes / 16 * 16;
+    return wanted < 16 ? 16 : wanted > 64 ? 64 : wanted;
+  }
+};
+
+// in[block][pixel][lane] = relu(x) at the strip's own pixels.
+template <class T>
+void gather_relu(const Context<T>& context, const T* x, int pixels, const StripScratch<T>& to) {
+  constexpr int L = kLanes<T>;
+  const int blocks = context.in_blocks();
+  for (int p = 0; p < pixels; ++p) {
+    const ptrdiff_t offset = to.offsets.own[p];
+    for (int block = 0; block < blocks; ++block) {
+      const Vec<T> v = offset == PixelOffsets::kOutside
+                           ? Vec<T>{}
+                           : load_first(x + offset + block * L, context.live_in(block));
+      store(to.in + block * to.plane + p * L, relu(v));
+    }
+  }
+}
+
+// Calls body(first pixel, pixels) for each strip of a task.
+template <class Body>
+METADNAS_INLINE inline void for_each_strip(const Task& task, int pixels, Body&& body) {
+  for (int64_t begin = task.begin; begin < task.end; begin += pixels) {
+    body(begin, static_cast<int>(task.end - begin < pixels ? task.end - begin : pixels));
+  }
+}
+
+}  // namespace metadnas::METADNAS_ISA::relu_conv_bn
