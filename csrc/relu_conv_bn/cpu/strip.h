@@ -73,7 +73,7 @@ struct StripScratch {
     constexpr int kBytes = 20 << 10;
     const int pixel_bytes = (context.in_blocks() + context.grid_blocks()) * METADNAS_VECTOR_BYTES;
     const int wanted = kBytes / pixel_bytes / 16 * 16;
-    return wanted < 16 ? 16 : wanted > 64 ? 64 : wanted;
+    return wanted < 32 ? 32 : wanted > 64 ? 64 : wanted;
   }
 };
 
@@ -81,15 +81,27 @@ struct StripScratch {
 template <class T>
 void gather_relu(const Context<T>& context, const T* x, int pixels, const StripScratch<T>& to) {
   constexpr int L = kLanes<T>;
-  const int blocks = context.in_blocks();
+  const Shape& shape = context.shape;
+  const ptrdiff_t plane = to.plane;
+  const int last = context.in_blocks() - 1;
+  const int live = context.live_in(last);
+  // Where the next strip will be read, exactly so at the usual sizes: fetched during the products.
+  const ptrdiff_t ahead =
+      static_cast<ptrdiff_t>(to.pixels) * shape.stride * shape.stride * shape.in_channels;
   for (int p = 0; p < pixels; ++p) {
     const ptrdiff_t offset = to.offsets.own[p];
-    for (int block = 0; block < blocks; ++block) {
-      const Vec<T> v = offset == PixelOffsets::kOutside
-                           ? Vec<T>{}
-                           : load_first(x + offset + block * L, context.live_in(block));
-      store(to.in + block * to.plane + p * L, relu(v));
+    T* strip = to.in + p * L;
+    if (offset == PixelOffsets::kOutside) {
+      for (int block = 0; block <= last; ++block) store(strip + block * plane, Vec<T>{});
+      continue;
     }
+    const T* from = x + offset;
+    for (int block = 0; block < last; ++block, from += L) {
+      __builtin_prefetch(from + ahead, 0, 2);
+      store(strip + block * plane, relu(load(from)));
+    }
+    __builtin_prefetch(from + ahead, 0, 2);
+    store(strip + last * plane, relu(load_first(from, live)));
   }
 }
 
