@@ -2,8 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
-#include "discretize/bindings.h"
 #include "common/isa.h"
+#include "discretize/bindings.h"
 
 STABLE_TORCH_LIBRARY(metadnas_ext, m) {
   // x (G, N, H, W, C), weights (G, O), params (G, P), running (G, S, 2, C) in eval mode, counts (G)

@@ -17,9 +17,8 @@ class CountedImages {
       : clients_(clients), images_(images) {
     if (!given.has_value()) return;
     check_shape(op, "counts", *given, {clients});
-    STD_TORCH_CHECK(
-        given->scalar_type() == torch::headeronly::ScalarType::Long && given->is_cpu(), op,
-        ": counts is not an int64 tensor on the CPU");
+    STD_TORCH_CHECK(given->scalar_type() == torch::headeronly::ScalarType::Long && given->is_cpu(),
+                    op, ": counts is not an int64 tensor on the CPU");
     counts_ = torch::stable::contiguous(*given);
     for (int64_t g = 0; g < clients; ++g) {
       STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images, op, ": counts[", g, "] is ", data()[g],

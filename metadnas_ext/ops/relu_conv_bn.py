@@ -144,7 +144,7 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
             for t in (grad_out, x, params)
         ]
         running = None if ctx.training else stats
-        out, _ = reference_layers.relu_conv_bn(*leaves[1:], running, counts, *ctx.rest)
+        out, _ = reference_layers.relu_conv_bn(leaves[1], leaves[2], running, counts, *ctx.rest)
         first = torch.autograd.grad(
             out, leaves[1:], leaves[0], create_graph=True, materialize_grads=True
         )

@@ -86,18 +86,18 @@ void strip_grad_x(const Context<T>& context, const PanelMatrix<T>& weights, int 
                   const StripScratch<T>& scratch, T* grad_x) {
   const Shape& shape = context.shape;
   const PixelOffsets& offsets = scratch.offsets;
-  auto epilogue = [&]<int MP>(int block, int p0, int valid,
-                              const Vec<T>(&acc)[MP]) METADNAS_INLINE {
-    const int live = context.live_in(block);
-    const T* rectified = scratch.in + block * scratch.plane + p0 * kLanes<T>;
-    T* to = grad_x + block * kLanes<T>;
-    unroll<MP>([&]<int p>() METADNAS_INLINE {
-      if (p < valid && offsets.own[p0 + p] != PixelOffsets::kOutside) {
-        store_first(to + offsets.own[p0 + p],
-                    relu_grad(load(rectified + p * kLanes<T>), acc[p]), live);
-      }
-    });
-  };
+  auto epilogue = [&]<int MP>(int block, int p0, int valid, const Vec<T>(&acc)[MP])
+                      METADNAS_INLINE {
+                        const int live = context.live_in(block);
+                        const T* rectified = scratch.in + block * scratch.plane + p0 * kLanes<T>;
+                        T* to = grad_x + block * kLanes<T>;
+                        unroll<MP>([&]<int p>() METADNAS_INLINE {
+                          if (p < valid && offsets.own[p0 + p] != PixelOffsets::kOutside) {
+                            store_first(to + offsets.own[p0 + p],
+                                        relu_grad(load(rectified + p * kLanes<T>), acc[p]), live);
+                          }
+                        });
+                      };
   strip_product(scratch.grad_z, scratch.plane, weights, pixels, epilogue);
   for (int p = 0; p < pixels && shape.stride == 2; ++p) {
     if (offsets.rest[p] == PixelOffsets::kOutside) continue;
@@ -125,8 +125,8 @@ void gradients_task(const Context<T>& context, const BackwardState<T>& state, co
       strip_grad_z(context, state.gradient(context, task.client), grid, grad_out + start,
                    normal + start, pixels, scratch);
       if (weight_grad) {
-        strip_outer(scratch.grad_z, scratch.plane, context.grid_blocks(), scratch.in,
-                    scratch.plane, context.in_blocks(), pixels, weight_grad + grid * grid_size);
+        strip_outer(scratch.grad_z, scratch.plane, context.grid_blocks(), scratch.in, scratch.plane,
+                    context.in_blocks(), pixels, weight_grad + grid * grid_size);
       }
       if (grad_x) {
         strip_grad_x(context, state.weights.of(task.client, grid), pixels, scratch, grad_x);
@@ -142,7 +142,8 @@ void close_sums(const Context<T>& context, const BackwardState<T>& state, int64_
   const int channels = context.shape.out_channels;
   const ChunkCut cut = context.cut(client);
   const double* rows = state.sums + client * context.most_chunks() * 2 * channels;
-  double* total = state.sums + (context.shape.clients * context.most_chunks() + client) * 2 * channels;
+  double* total =
+      state.sums + (context.shape.clients * context.most_chunks() + client) * 2 * channels;
   for (int i = 0; i < 2 * channels; ++i) {
     total[i] = 0;
     for (int64_t chunk = 0; summed && chunk < cut.chunks(); ++chunk) {
@@ -171,7 +172,8 @@ void reduce_weight_grad(const Context<T>& context, const BackwardState<T>& state
   const int64_t size = BackwardState<T>::weight_grad_size(context);
   const int64_t row = int64_t{context.in_blocks()} * L;
   const int grid = out / shape.grid_channels();
-  const int64_t at = (int64_t{grid} * context.grid_blocks() * L + out % shape.grid_channels()) * row;
+  const int64_t at =
+      (int64_t{grid} * context.grid_blocks() * L + out % shape.grid_channels()) * row;
   const T* from = state.weight_grads + client * context.most_chunks() * size + at;
   const int64_t chunks = context.cut(client).chunks();
   for (int c0 = 0; c0 < shape.in_channels; c0 += kColumns) {

@@ -32,7 +32,9 @@ class Context {
   // The cut depends on a client's own pixels only: results depend neither on the number of threads
   // nor on the cohort, nor on images that do not count.
   ChunkCut cut(int64_t client) const { return {args.count(client) * shape.out_pixels(), grain_}; }
-  int64_t most_chunks() const { return ChunkCut{shape.images * shape.out_pixels(), grain_}.chunks(); }
+  int64_t most_chunks() const {
+    return ChunkCut{shape.images * shape.out_pixels(), grain_}.chunks();
+  }
 
   template <class Body>
   void for_each_task(Body&& body) const {

@@ -9,8 +9,8 @@ namespace metadnas::METADNAS_ISA::relu_conv_bn {
 
 // z of one task, and its moments [mean, M2][channel].
 template <class T>
-void product_task(const Context<T>& context, const Task& task, const PackedWeights<T>& weights, T* z,
-                  double* partial) {
+void product_task(const Context<T>& context, const Task& task, const PackedWeights<T>& weights,
+                  T* z, double* partial) {
   constexpr int L = kLanes<T>;
   const Shape& shape = context.shape;
   const StripScratch<T> scratch(context);
@@ -38,8 +38,8 @@ void product_task(const Context<T>& context, const Task& task, const PackedWeigh
           });
           moments.template add<kAll>(acc, valid);
         };
-        valid == MP && live == L ? use.template operator()<true>()
-                                 : use.template operator()<false>();
+        valid == MP&& live == L ? use.template operator()<true>()
+                                : use.template operator()<false>();
       };
       strip_product(scratch.in, scratch.plane, weights.of(task.client, grid), pixels, epilogue);
     }
@@ -63,7 +63,8 @@ void normalise_task(const Context<T>& context, const Task& task, const NormCoeff
   for (int64_t p = task.begin; p < task.end; ++p, normal += channels, out += channels) {
     for (int c = 0; c < channels; c += L) {
       const int live = channels - c < L ? channels - c : L;
-      const Vec<T> v = (load_first(normal + c, live) - load(norm.mean + c)) * load(norm.inverse + c);
+      const Vec<T> v =
+          (load_first(normal + c, live) - load(norm.mean + c)) * load(norm.inverse + c);
       store_first(normal + c, v, live);
       if (affine) store_first(out + c, load(norm.gamma + c) * v + load(norm.beta + c), live);
     }

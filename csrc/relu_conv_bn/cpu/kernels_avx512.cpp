@@ -24,7 +24,7 @@ namespace native = metadnas::avx512::relu_conv_bn;
 template <>
 const ElementKernels<Kernels>& kernels<Isa::kAvx512>() {
   static const ElementKernels<Kernels> both{{native::forward<float>, native::backward<float>},
-                                             {native::forward<double>, native::backward<double>}};
+                                            {native::forward<double>, native::backward<double>}};
   return both;
 }
 

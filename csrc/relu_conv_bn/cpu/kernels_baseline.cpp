@@ -1,4 +1,5 @@
-// The kernels of ReLU, 1x1 convolution and batch norm for whatever the compiler targets by default (SSE2, NEON).
+// The kernels of ReLU, 1x1 convolution and batch norm for whatever the compiler targets by default
+// (SSE2, NEON).
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -22,7 +23,7 @@ namespace native = metadnas::baseline::relu_conv_bn;
 template <>
 const ElementKernels<Kernels>& kernels<Isa::kBaseline>() {
   static const ElementKernels<Kernels> both{{native::forward<float>, native::backward<float>},
-                                             {native::forward<double>, native::backward<double>}};
+                                            {native::forward<double>, native::backward<double>}};
   return both;
 }
 

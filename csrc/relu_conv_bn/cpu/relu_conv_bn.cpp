@@ -21,9 +21,8 @@ constexpr const char* kOp = "relu_conv_bn";
 
 template <class T>
 const Kernels<T>& kernels_for(const Shape& shape) {
-  return with_isa(isa_for(shape.grid_channels(), sizeof(T)), []<Isa isa>() -> const Kernels<T>& {
-    return kernels<isa>().template of<T>();
-  });
+  return with_isa(isa_for(shape.grid_channels(), sizeof(T)),
+                  []<Isa isa>() -> const Kernels<T>& { return kernels<isa>().template of<T>(); });
 }
 
 Shape checked_shape(const Tensor& x, int64_t channels, int64_t stride) {
@@ -143,17 +142,17 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor params, Te
   const Tensor own_stats = torch::stable::contiguous(stats);
   const Tensor own_normal = torch::stable::contiguous(normal);
   const std::vector<int64_t> none{0};
-  Tensor grad_x = make(x, need_x ? std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3),
-                                                        x.size(4)}
-                                 : none);
+  Tensor grad_x =
+      make(x, need_x ? std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)}
+                     : none);
   Tensor grad_params = make(x, need_params ? in.params_shape() : none);
   if (need_x) in.counted.zero_rest(grad_x);
   with_element(x, [&]<class T>() {
-    kernels_for<T>(in.shape)
-        .backward({in.args<T>(own_stats, training, eps), own_normal.const_data_ptr<T>(),
-                   own_grad.const_data_ptr<T>(),
-                   need_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
-                   need_params ? static_cast<T*>(grad_params.mutable_data_ptr()) : nullptr});
+    kernels_for<T>(in.shape).backward(
+        {in.args<T>(own_stats, training, eps), own_normal.const_data_ptr<T>(),
+         own_grad.const_data_ptr<T>(),
+         need_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr,
+         need_params ? static_cast<T*>(grad_params.mutable_data_ptr()) : nullptr});
   });
   return {grad_x, grad_params};
 }
