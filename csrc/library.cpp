@@ -28,6 +28,16 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
       "Tensor normal, Tensor? counts, int channels, int stride, bool affine, float eps, "
       "bool training, bool need_x, bool need_params) -> (Tensor, Tensor)");
 
+  // In place on the first k rows: rows, moments (G, ...), grad (k, ...), steps (G), rates of length
+  // k; clip: largest norm of a row of grad, 0 for none
+  m.def(
+      "adam_rows_(Tensor(a!) rows, Tensor grad, Tensor(b!) mean, Tensor(c!) square, "
+      "Tensor(d!) steps, float lr, float beta1, float beta2, float weight_decay, float eps, "
+      "float clip) -> ()");
+  m.def(
+      "sgd_rows_(Tensor(a!) rows, Tensor grad, Tensor(b!) velocity, float[] rates, "
+      "float momentum, float weight_decay, float clip) -> ()");
+
   // x (G, ...), weights (G) -> (...)
   m.def("weighted_mean(Tensor x, Tensor weights) -> Tensor");
 }

@@ -1,9 +1,12 @@
 """Pure-torch twins of the operators around the mixed operation; see `reference`.
 
-Written for clarity, one client at a time. What is a function is differentiable any number of times.
+Written for clarity, one client at a time. Layers are differentiable any number of times; the
+optimisers' steps work in place.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +43,53 @@ def relu_conv_bn(
         outs.append(F.pad(z, (0, 0, 0, 0, 0, 0, 0, images - used)).permute(0, 2, 3, 1))
         stats.append(torch.stack([mean, var])[None])
     return torch.stack(outs), torch.stack(stats)
+
+
+def adam_rows_(
+    rows: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    steps: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+    clip: float,
+) -> None:
+    """Adam on the first k rows: rows and moments (G, ...), grad (k, ...), steps (G)."""
+    for r in range(grad.shape[0]):
+        steps[r] += 1
+        t = float(steps[r])
+        g = grad[r] * _clip_scale(grad[r], clip) + weight_decay * rows[r]
+        mean[r].lerp_(g, 1 - beta1)
+        square[r].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        size = (square[r] / (1 - beta2**t)).sqrt_().add_(eps)
+        rows[r].addcdiv_(mean[r], size, value=-lr / (1 - beta1**t))
+
+
+def sgd_rows_(
+    rows: Tensor,
+    grad: Tensor,
+    velocity: Tensor,
+    rates: Sequence[float],
+    momentum: float,
+    weight_decay: float,
+    clip: float,
+) -> None:
+    """SGD on the first k rows: rows and velocity (G, ...), grad (k, ...), k rates."""
+    for r, rate in enumerate(rates):
+        g = grad[r] * _clip_scale(grad[r], clip) + weight_decay * rows[r]
+        rows[r].sub_(velocity[r].mul_(momentum).add_(g), alpha=rate)
+
+
+def _clip_scale(grad: Tensor, limit: float) -> float:
+    """The factor that brings grad to a norm of at most `limit`; 0: no limit."""
+    if limit <= 0:
+        return 1.0
+    norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
+    return float((limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
