@@ -1,8 +1,8 @@
 """Optimiser steps on the rows of a cohort's flat tensor, each in one pass and in place.
 
 Not differentiable, and not for torch.compile: autograd learns of the change from the functions
-here, not from the operators. A row's result is that of the row alone, to the bit, whatever the number of
-threads: the arithmetic is element by element, and a norm is added up in a fixed order.
+here, not from the operators. A row's result is that of the row alone, to the bit, whatever the
+number of threads: the arithmetic is element by element, and a norm is added up in a fixed order.
 """
 
 from __future__ import annotations
