@@ -7,15 +7,17 @@
 
 STABLE_TORCH_LIBRARY(metadnas_ext, m) {
   // x (G, N, H, W, C), weights (G, O), params (G, P), running (G, S, 2, C) in eval mode, counts (G)
-  // -> out (G, N, H', W', C), stats (G, S, 2, C), z (U, G, N, H', W', C)
+  // -> out (G, N, H', W', C), stats (G, S, 2, C), z (U, G, N, H', W', C): the pointwise results
+  // that keep (0: all, 1: those between two convolutions, 2: none) leaves to the backward pass
   m.def(
       "mixed_op_forward(Tensor x, Tensor weights, Tensor params, Tensor? running, Tensor? counts, "
-      "int[] candidates, int stride, bool affine, float eps) -> (Tensor, Tensor, Tensor)");
-  // -> gradients of x, weights, params
+      "int[] candidates, int stride, bool affine, float eps, int keep) -> (Tensor, Tensor, "
+      "Tensor)");
+  // -> gradients of x, weights, params; (0) where not needed
   m.def(
       "mixed_op_backward(Tensor grad_out, Tensor x, Tensor weights, Tensor params, Tensor stats, "
-      "Tensor z, Tensor? counts, int[] candidates, int stride, bool affine, float eps, "
-      "bool training) -> (Tensor, Tensor, Tensor)");
+      "Tensor z, Tensor? counts, int[] candidates, int stride, bool affine, float eps, int keep, "
+      "bool training, bool need_x, bool need_params) -> (Tensor, Tensor, Tensor)");
 
   // x (G, N, H, W, Cin), params (G, P), running (G, 1, 2, C) in eval mode, counts (G)
   // -> out (G, N, H', W', C), stats (G, 1, 2, C), normal: out before gamma and beta (affine only)

@@ -118,6 +118,40 @@ METADNAS_INLINE inline Vec<T> square_root(Vec<T> v) {
 #endif
 }
 
+// Stores a whole vector past the caches: for results that are read again much later. `p` must be
+// aligned to the vector.
+template <class T>
+METADNAS_INLINE inline void store_streaming(T* p, Vec<T> v) {
+#if METADNAS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    _mm512_stream_ps(p, (__m512)v);
+  } else {
+    _mm512_stream_pd(p, (__m512d)v);
+  }
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 4) {
+    _mm256_stream_ps(p, (__m256)v);
+  } else {
+    _mm256_stream_pd(p, (__m256d)v);
+  }
+#else
+  store(p, v);
+#endif
+}
+
+// Makes streaming stores visible to other threads.
+METADNAS_INLINE inline void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Asks for `bytes` from `p` on to be brought close, ahead of their use.
+METADNAS_INLINE inline void prefetch(const void* p, ptrdiff_t bytes) {
+  const char* from = static_cast<const char*>(p);
+  for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 // max(a, b) that keeps a NaN from either side, as PyTorch's pooling does.
 template <class V>
 METADNAS_INLINE inline V max_nan(V a, V b) {

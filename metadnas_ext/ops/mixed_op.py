@@ -19,6 +19,8 @@ from metadnas_ext.space.primitives import (
     parameter_shapes,
 )
 
+KEEP = ("all", "middle", "input")
+
 
 def mixed_op(
     x: Tensor,
@@ -31,6 +33,7 @@ def mixed_op(
     running: Tensor | None = None,
     counts: Tensor | None = None,
     eps: float = 1e-5,
+    keep: str = "all",
 ) -> tuple[Tensor, Tensor]:
     """Sum over candidates of mixing weight times candidate(x), for G clients at once.
 
@@ -48,6 +51,10 @@ def mixed_op(
         counts: (G) int64 on the CPU, images of each client that count; the rest is skipped, its
             output zero. None: all N.
         eps: batch norm's epsilon.
+        keep: what the forward pass leaves in memory for the backward pass besides x. "all": every
+            convolution's result, 6 tensors of the output's size with all candidates; "middle": the
+            2 between the halves of separable convolutions; "input": none. Less memory is more time
+            in the backward pass; results agree to rounding.
 
     Returns:
         out (G, N, ceil(H/stride), ceil(W/stride), C), and the statistics used, (G, S, 2, C), mean
@@ -59,16 +66,18 @@ def mixed_op(
 
     Raises:
         RuntimeError: on wrong shapes, dtypes or devices, naming the argument.
-        ValueError: on an unknown candidate.
+        ValueError: on an unknown candidate or `keep`.
     """
     indices = [check_primitive(name) for name in candidates]
+    if keep not in KEEP:
+        raise ValueError(f"keep={keep!r} is unknown; known: {', '.join(KEEP)}")
     if REFERENCE:
         out, stats = reference.mixed_op(
             x, weights, params, running, counts, indices, stride, affine, eps
         )
         return out, stats.detach()
     out, stats, _ = torch.ops.metadnas_ext.mixed_op_forward(
-        x, weights, params, running, counts, indices, stride, affine, eps
+        x, weights, params, running, counts, indices, stride, affine, eps, KEEP.index(keep)
     )
     return out, stats
 
@@ -94,16 +103,16 @@ def batch_norms(candidates: Sequence[str], channels: int, stride: int = 1) -> tu
     )
 
 
-def _counts(candidates: Sequence[int], channels: int, stride: int) -> tuple[int, int]:
+def _counts(
+    candidates: Sequence[int], channels: int, stride: int, keep: int
+) -> tuple[int, int]:
     """Pointwise results kept for the backward pass, and batch norms."""
     parts = [layers(PRIMITIVES[c], channels, stride) for c in candidates]
-    norms = sum(isinstance(layer, BatchNorm) for part in parts for layer in part)
-    units = sum(
-        isinstance(layer, BatchNorm) and any(isinstance(other, Conv) for other in part)
-        for part in parts
-        for layer in part
-    )
-    return units, norms
+    per_part = [sum(isinstance(layer, BatchNorm) for layer in part) for part in parts]
+    convolutions = [any(isinstance(layer, Conv) for layer in part) for part in parts]
+    units = [norms for norms, has in zip(per_part, convolutions, strict=True) if has]
+    kept = {"all": sum(units), "middle": sum(n - 1 for n in units), "input": 0}
+    return kept[KEEP[keep]], sum(per_part)
 
 
 def _register() -> None:
@@ -118,9 +127,10 @@ def _register() -> None:
         stride: int,
         affine: bool,
         eps: float,
+        keep: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         clients, images, height, width, channels = x.shape
-        units, norms = _counts(candidates, channels, stride)
+        units, norms = _counts(candidates, channels, stride, keep)
         size = ((height + stride - 1) // stride, (width + stride - 1) // stride)
         return (
             x.new_empty(clients, images, *size, channels),
@@ -132,10 +142,11 @@ def _register() -> None:
     def _(
         grad_out: Tensor, x: Tensor, weights: Tensor, params: Tensor, *args: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        *_, need_x, need_params = args
         return (
-            x.new_empty(x.shape),
+            x.new_empty(x.shape if need_x else (0,)),
             weights.new_empty(weights.shape),
-            params.new_empty(params.shape),
+            params.new_empty(params.shape if need_params else (0,)),
         )
 
     torch.library.register_autograd(
@@ -150,21 +161,33 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     x, weights, params, running, counts, *ctx.rest = inputs
     _, stats, z = output
     ctx.training = running is None
+    ctx.set_materialize_grads(False)  # z's, which nobody uses, would be zeros of its size
     ctx.mark_non_differentiable(stats, z)
     ctx.save_for_backward(x, weights, params, stats, z, counts)
 
 
-def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 10
     x, weights, params, stats, z, counts = ctx.saved_tensors
-    grads = torch.ops.metadnas_ext.mixed_op_backward(
-        grad_out, x, weights, params, stats, z, counts, *ctx.rest, ctx.training
+    need_x, _, need_params, *_ = ctx.needs_input_grad
+    grad_x, grad_weights, grad_params = torch.ops.metadnas_ext.mixed_op_backward(
+        *(grad_out, x, weights, params, stats, z, counts, *ctx.rest),
+        *(ctx.training, need_x, need_params),
     )
-    return (*grads, None, None, None, None, None, None)
+    return (
+        grad_x if need_x else None,
+        grad_weights,
+        grad_params if need_params else None,
+        *(None,) * 7,
+    )
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     grad_out, x, weights, params, stats, _, counts, *rest = inputs
-    *ctx.rest, ctx.training = rest
+    *ctx.rest, _, ctx.training, need_x, need_params = rest  # without keep
+    ctx.needed = (need_x, True, need_params)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad_out, x, weights, params, stats, counts)
 
 
@@ -189,17 +212,19 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
             out, leaves[1:], leaves[0], create_graph=True, materialize_grads=True
         )
         used = [
-            (f, g) for f, g in zip(first, grads, strict=True) if g is not None and f.requires_grad
+            (f, g)
+            for f, g, needed in zip(first, grads, ctx.needed, strict=True)
+            if needed and g is not None and f.requires_grad
         ]
         if not used:
-            return (None,) * 12
+            return (None,) * 15
         second = torch.autograd.grad(
             torch.stack([(f * g).sum() for f, g in used]).sum(),
             leaves,
             create_graph=create_graph,
             materialize_grads=True,
         )
-    return (*second, None, None, None, None, None, None, None, None)
+    return (*second, *(None,) * 11)
 
 
 if not REFERENCE:

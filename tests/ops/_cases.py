@@ -30,10 +30,11 @@ class Case:
     running: Tensor | None = None
     counts: Tensor | None = None
     eps: float = 1e-5
+    keep: str = "all"
 
     @property
     def options(self) -> dict[str, object]:
-        names = ("candidates", "stride", "affine", "running", "counts", "eps")
+        names = ("candidates", "stride", "affine", "running", "counts", "eps", "keep")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -77,6 +78,7 @@ def make_case(
     affine: bool = False,
     training: bool = True,
     counts: Sequence[int] | None = None,
+    keep: str = "all",
     mean: float = 0.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
@@ -102,6 +104,7 @@ def make_case(
         affine=affine,
         running=None if training else running,
         counts=None if counts is None else torch.tensor(counts),
+        keep=keep,
     )
     return case.to(dtype)
 
@@ -125,6 +128,7 @@ def twin(
     running: Tensor | None,
     counts: Tensor | None,
     eps: float,
+    keep: str,
 ) -> tuple[Tensor, Tensor]:
     """`reference.mixed_op` with the signature of `mixed_op`."""
     indices = [PRIMITIVES.index(name) for name in candidates]

@@ -9,7 +9,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from metadnas_ext.ops import batch_norms, packed_shapes
+from metadnas_ext.ops import batch_norms, mixed_op, packed_shapes
+from metadnas_ext.ops.mixed_op import KEEP
 from metadnas_ext.space.primitives import PRIMITIVES
 
 from ._cases import Case, Result, assert_same, make_case, run, truth, twin
@@ -87,8 +88,9 @@ def superpose(case: Case, singles: list[Result]) -> Result:
 
 
 @pytest.mark.parametrize(("stride", "affine", "training"), MODES)
-def test_every_subset_of_candidates(stride, affine, training):
-    full = make_case((2, 2, 5, 4, 4), stride=stride, affine=affine, training=training)
+@pytest.mark.parametrize("keep", KEEP)
+def test_every_subset_of_candidates(keep, stride, affine, training):
+    full = make_case((2, 2, 5, 4, 4), stride=stride, affine=affine, training=training, keep=keep)
     singles = [truth(single_case(full, k)) for k in range(len(PRIMITIVES))]
     for names in subsets():
         chosen = [PRIMITIVES.index(name) for name in names]
@@ -104,8 +106,40 @@ def test_every_subset_of_candidates(stride, affine, training):
 def test_all_candidates(clients, stride, affine, training):
     case = make_case((clients, 3, 7, 6, 6), stride=stride, affine=affine, training=training)
     expected = truth(case)
-    assert_same(run(case), expected)
+    for keep in KEEP:
+        assert_same(run(replace(case, keep=keep)), expected)
     assert_same(run(case, twin), expected)
+
+
+@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (1, 2)])
+def test_gradients_that_are_asked_for(needed, keep):
+    case = make_case((2, 3, 7, 6, 6), keep=keep)
+    every = run(case)
+    inputs = [case.x, case.weights, case.params]
+    leaves = [inputs[i].detach().requires_grad_() for i in needed]
+    for i, leaf in zip(needed, leaves, strict=True):
+        inputs[i] = leaf
+    out, _ = mixed_op(*inputs, **case.options)
+    expected = (every.grad_x, every.grad_weights, every.grad_params)
+    for i, grad in zip(needed, torch.autograd.grad(out, leaves, case.grad_out), strict=True):
+        assert torch.equal(grad, expected[i])
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_what_is_kept(keep):
+    case = make_case((2, 3, 4, 6, 6), keep=keep)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        mixed_op(case.x.requires_grad_(), case.weights, case.params, **case.options)
+    (z,) = (t for t in saved if t.dim() == 6)
+    assert z.shape == ({"all": 6, "middle": 2, "input": 0}[keep], *case.x.shape)
+
+
+def test_nothing_is_kept_of_an_unknown_name():
+    case = make_case()
+    with pytest.raises(ValueError, match="keep='some' is unknown; known: all, middle, input"):
+        mixed_op(case.x, case.weights, case.params, keep="some")
 
 
 @pytest.mark.parametrize("stride", [1, 2])

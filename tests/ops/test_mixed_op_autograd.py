@@ -9,17 +9,20 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from metadnas_ext.ops import mixed_op
+from metadnas_ext.ops.mixed_op import KEEP
 from metadnas_ext.space.primitives import PRIMITIVES
 
 from ._cases import Case, assert_identical, make_case, run, twin
 
 OPTIONS = [
-    pytest.param({"stride": stride, "affine": affine, "training": training, "counts": counts})
-    for stride, affine, training, counts in [
-        (1, True, True, None),
-        (2, False, True, (2, 1)),
-        (1, False, False, (1, 2)),
-        (2, True, False, None),
+    pytest.param(
+        {"stride": stride, "affine": affine, "training": training, "counts": counts, "keep": keep}
+    )
+    for stride, affine, training, counts, keep in [
+        (1, True, True, None, "all"),
+        (2, False, True, (2, 1), "middle"),
+        (1, False, False, (1, 2), "input"),
+        (2, True, False, None, "all"),
     ]
 ]
 
@@ -123,7 +126,8 @@ def test_no_graph_without_a_need():
 
 
 def op_arguments(case: Case) -> tuple:
-    return (case.running, case.counts, case.indices, case.stride, case.affine, case.eps)
+    keep = KEEP.index(case.keep)
+    return (case.running, case.counts, case.indices, case.stride, case.affine, case.eps, keep)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -142,7 +146,7 @@ def test_opcheck_backward(options):
     with torch.no_grad():
         _, stats, z = torch.ops.metadnas_ext.mixed_op_forward(*inputs, *arguments)
     grad_out = case.grad_out.clone().requires_grad_()
-    rest = (stats, z, *arguments[1:], case.running is None)
+    rest = (stats, z, *arguments[1:], case.running is None, True, True)
     op = torch.ops.metadnas_ext.mixed_op_backward.default
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if case.counts is None:  # the twin reads counts, which a symbolic trace cannot

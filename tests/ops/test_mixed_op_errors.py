@@ -91,9 +91,9 @@ def test_backward_checks_what_it_is_given():
     case = make_case((2, 3, 4, 5, 4))
     inputs = (case.x, case.weights, case.params)
     rest = (None, case.indices, 1, False, 1e-5)
-    _, stats, z = torch.ops.metadnas_ext.mixed_op_forward(*inputs, None, *rest)
+    _, stats, z = torch.ops.metadnas_ext.mixed_op_forward(*inputs, None, *rest, 0)
     backward = torch.ops.metadnas_ext.mixed_op_backward
     with pytest.raises(RuntimeError, match=r"grad_out has shape \(2, 3, 4, 5, 3\), expected"):
-        backward(case.grad_out[..., :3], *inputs, stats, z, *rest, True)
+        backward(case.grad_out[..., :3], *inputs, stats, z, *rest, 0, True, True, True)
     with pytest.raises(RuntimeError, match="z is Float, expected Double"):
-        backward(case.grad_out, *inputs, stats, z.float(), *rest, True)
+        backward(case.grad_out, *inputs, stats, z.float(), *rest, 0, True, True, True)

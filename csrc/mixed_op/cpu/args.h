@@ -1,14 +1,14 @@
-// What the operator hands to the kernels: raw pointers and sizes, contiguous unless a stride says
-// so.
+// What the operators hand to the kernels: raw pointers and sizes.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "mixed_op/plan.h"
 
 namespace metadnas {
 
-// Activations are (G, N, H, W, C), channels last; G clients with N images each.
+// G clients with N images each, activations (G, N, H, W, C), channels last.
 struct Geometry {
   int64_t clients;
   int64_t images;
@@ -19,11 +19,22 @@ struct Geometry {
   int out_height;
   int out_width;
 
-  int64_t in_image() const { return int64_t{height} * width * channels; }
-  int64_t out_image() const { return int64_t{out_height} * out_width * channels; }
+  int64_t in_pixels() const { return int64_t{height} * width; }
   int64_t out_pixels() const { return int64_t{out_height} * out_width; }
 };
 
+// Images whose pixels are `pitch` elements apart: whole ones, or some channels of wider ones.
+template <class T>
+struct Images {
+  T* data = nullptr;
+  int64_t pitch = 0;
+  int64_t image = 0;  // elements between images
+
+  T* at(int64_t index) const { return data + index * image; }
+  bool present() const { return data != nullptr; }
+};
+
+// All mixed operations that read one source x.
 template <class T>
 struct MixedOpArgs {
   Plan plan;
@@ -31,33 +42,39 @@ struct MixedOpArgs {
   bool training;  // batch statistics, and gradients through them
   double eps;
   const int64_t* counts;  // (G): images that count, per client; null: all N
-  const T* x;             // (G, N, H, W, C)
-  const T* weights;       // (G, O) mixing weights
-  const T* params;        // (G, P) packed parameters
-  int64_t params_stride;  // between clients
-  T* stats;               // (G, S, 2, C) mean and biased variance; input in eval mode
-  T* z;                   // (U, G, N, H', W', C) pointwise results; saved for backward
+  Images<const T> x;
+  const T* weights;  // (G, ...) mixing weights
+  int64_t weights_stride;
+  const T* params;  // (G, P) packed parameters
+  int64_t params_stride;
+  T* stats;  // (G, S, 2, C) mean and biased variance; input in eval mode
+  int64_t stats_stride;
+  T* z;  // (kept, G, N, H', W', C) pointwise results kept for the backward pass
 
   int64_t count(int64_t client) const {
     return counts == nullptr ? geometry.images : counts[client];
   }
-  T* z_image(int unit, int64_t client, int64_t image) const {
-    const Geometry& g = geometry;
-    return z + ((unit * g.clients + client) * g.images + image) * g.out_image();
-  }
+};
+
+template <class T>
+struct EdgeOutput {
+  Images<T> images;
+  bool add;  // to what is there, instead of overwriting it
 };
 
 template <class T>
 struct MixedOpForward : MixedOpArgs<T> {
-  T* out;  // (G, N, H', W', C)
+  std::vector<EdgeOutput<T>> out;  // per edge
 };
 
 template <class T>
 struct MixedOpBackward : MixedOpArgs<T> {
-  const T* grad_out;  // (G, N, H', W', C)
-  T* grad_x;          // (G, N, H, W, C)
-  T* grad_weights;    // (G, O)
-  T* grad_params;     // (G, P), contiguous
+  std::vector<Images<const T>> grad_out;  // per edge
+  Images<const T> base;                   // added to grad_x, unless absent
+  Images<T> grad_x;                       // absent: not wanted
+  T* grad_weights;                        // (G, ...) as weights
+  T* grad_params;                         // (G, P) as params; null: not wanted
+  int64_t grad_params_stride;
 };
 
 // The kernels of one instruction set for one element type.

@@ -2,95 +2,100 @@
 // tasks added up in a fixed order.
 #pragma once
 
-#include "mixed_op/cpu/backward_halves.h"
+#include "mixed_op/cpu/backward_first.h"
+#include "mixed_op/cpu/backward_second.h"
 
 namespace metadnas::METADNAS_ISA {
 
-// Gradients of a candidate's batch norm: its coefficients, gamma, beta; returns that of its weight.
+// A client's rows of gradients, and room for two rows of channels.
 template <class T>
-double candidate_norm(const Context<T>& context, const BackwardBuffers<T>& buffers,
-                      const GradientSums<T>& sums, int64_t client, int candidate, int slot,
-                      const double* grad_sum, T* grad_params, double* product) {
+struct ClientGradients {
+  T* weights;
+  T* params;  // null: not wanted
+  double* grad_sum;
+  double* product;
+
+  ClientGradients(const MixedOpBackward<T>& args, int64_t client, double* scratch)
+      : weights(args.grad_weights + client * args.weights_stride),
+        params(args.grad_params == nullptr ? nullptr
+                                           : args.grad_params + client * args.grad_params_stride),
+        grad_sum(scratch + client * 2 * args.geometry.channels),
+        product(grad_sum + args.geometry.channels) {}
+
+  void write_affine(const Norm& affine, const NormVectors<T>& norm, double weight,
+                    int channels) const {
+    if (affine.gamma == kAbsent || params == nullptr) return;
+    for (int c = 0; c < channels; ++c) {
+      const double inverse = static_cast<double>(norm.inverse[c]);
+      params[affine.gamma + c] = static_cast<T>(weight * inverse * product[c]);
+      params[affine.beta + c] = static_cast<T>(weight * grad_sum[c]);
+    }
+  }
+};
+
+// A candidate's batch norm: its coefficients, gamma, beta; returns the gradient of its weight.
+template <class T>
+double close_candidate(const Context<T>& context, const BackwardBuffers<T>& buffers,
+                       const GradientSums<T>& sums, int64_t client, int64_t weight_index, int index,
+                       const ClientGradients<T>& to) {
   const Geometry& g = context.geometry;
-  const NormVectors<T> norm = context.norm(client, slot);
-  const double weight = static_cast<double>(context.weight(client, candidate));
-  sums.total(client, slot, product);
-  buffers.gradient(context, client, slot)
-      .fill(norm, weight, grad_sum, product,
+  const NormVectors<T> norm = context.norm(client, index);
+  const double weight = static_cast<double>(context.weight(client, weight_index));
+  sums.total(client, index, to.product);
+  buffers.gradient(context, client, index)
+      .fill(norm, weight, to.grad_sum, to.product,
             static_cast<double>(context.args.count(client) * g.out_pixels()),
             !context.args.training, g.channels, context.layout.padded_channels);
   double grad_weight = 0;
   for (int c = 0; c < g.channels; ++c) {
-    grad_weight += static_cast<double>(norm.scale[c]) * product[c] +
-                   static_cast<double>(norm.beta[c]) * grad_sum[c];
+    grad_weight += static_cast<double>(norm.scale[c]) * to.product[c] +
+                   static_cast<double>(norm.beta[c]) * to.grad_sum[c];
   }
-  const Norm& affine = context.plan.norms[slot];
-  if (affine.gamma != kAbsent) {
-    for (int c = 0; c < g.channels; ++c) {
-      const double inverse = static_cast<double>(norm.inverse[c]);
-      grad_params[affine.gamma + c] = static_cast<T>(weight * inverse * product[c]);
-      grad_params[affine.beta + c] = static_cast<T>(weight * grad_sum[c]);
-    }
-  }
+  to.write_affine(context.plan.norms[index], norm, weight, g.channels);
   return grad_weight;
 }
 
 // After stage 1: every candidate's coefficients and the gradients of weights, gamma and beta.
 template <class T>
-void close_candidates(const MixedOpBackward<T>& args, const Context<T>& context,
-                      const BackwardBuffers<T>& buffers, const GradientSums<T>& sums,
-                      int64_t client, double* scratch) {
-  const Plan& plan = context.plan;
-  const int channels = context.geometry.channels;
-  double* grad_sum = scratch;
-  double* product = scratch + channels;
-  T* grad_params = args.grad_params + client * plan.parameters;
-  T* grad_weights = args.grad_weights + client * plan.candidates;
-  for (int i = 0; i < plan.candidates; ++i) grad_weights[i] = T{0};
-  sums.total(client, context.norms(), grad_sum);
-  auto close = [&](int candidate, int slot) {
-    grad_weights[candidate] = static_cast<T>(candidate_norm(
-        context, buffers, sums, client, candidate, slot, grad_sum, grad_params, product));
-  };
-  if (plan.max_pool.present()) close(plan.max_pool.candidate, plan.max_pool.norm);
-  if (plan.avg_pool.present()) close(plan.avg_pool.candidate, plan.avg_pool.norm);
-  for (const Unit& unit : plan.units) {
-    if (unit.candidate != kAbsent) close(unit.candidate, unit.norm);
-  }
-  if (plan.identity != kAbsent) {
-    sums.total(client, context.norms() + 1, product);
+void close_candidates(const Context<T>& context, const BackwardBuffers<T>& buffers,
+                      const GradientSums<T>& sums, int64_t client, const ClientGradients<T>& to) {
+  for (int e = 0; e < static_cast<int>(context.plan.edges.size()); ++e) {
+    const Edge& edge = context.plan.edges[e];
+    for (const int64_t weight : edge.all_weights) to.weights[weight] = T{0};
+    sums.total(client, sums.grad_row(e), to.grad_sum);
+    auto close = [&](int64_t weight, int norm) {
+      to.weights[weight] =
+          static_cast<T>(close_candidate(context, buffers, sums, client, weight, norm, to));
+    };
+    if (edge.max_pool.present()) close(edge.max_pool.weight, edge.max_pool.norm);
+    if (edge.avg_pool.present()) close(edge.avg_pool.weight, edge.avg_pool.norm);
+    for (const Unit& unit : context.plan.units) {
+      if (unit.edge == e && !unit.intermediate()) close(unit.weight, unit.norm);
+    }
+    if (edge.identity == kAbsent) continue;
+    sums.total(client, sums.identity_row(e), to.product);
     double total = 0;
-    for (int c = 0; c < channels; ++c) total += product[c];
-    grad_weights[plan.identity] = static_cast<T>(total);
+    for (int c = 0; c < context.geometry.channels; ++c) total += to.product[c];
+    to.weights[edge.identity] = static_cast<T>(total);
   }
 }
 
 // After stage 2: the same for the batch norms between the halves of separable convolutions.
 template <class T>
-void close_middles(const MixedOpBackward<T>& args, const Context<T>& context,
-                   const BackwardBuffers<T>& buffers, const GradientSums<T>& sums, int64_t client,
-                   double* scratch) {
+void close_middles(const Context<T>& context, const BackwardBuffers<T>& buffers,
+                   const GradientSums<T>& sums, int64_t client, const ClientGradients<T>& to) {
   const Plan& plan = context.plan;
   const Geometry& g = context.geometry;
-  double* grad_sum = scratch;
-  double* product = scratch + g.channels;
-  T* grad_params = args.grad_params + client * plan.parameters;
   for (int u = plan.first_half_units(); u < context.units(); ++u) {
-    const int slot = plan.units[plan.units[u].source].norm;
-    sums.total(client, plan.units[u].norm, grad_sum);
-    sums.total(client, slot, product);
-    const NormVectors<T> norm = context.norm(client, slot);
-    buffers.gradient(context, client, slot)
-        .fill(norm, 1.0, grad_sum, product,
-              static_cast<double>(args.count(client) * g.out_pixels()), !args.training, g.channels,
-              context.layout.padded_channels);
-    const Norm& affine = plan.norms[slot];
-    if (affine.gamma == kAbsent) continue;
-    for (int c = 0; c < g.channels; ++c) {
-      grad_params[affine.gamma + c] =
-          static_cast<T>(static_cast<double>(norm.inverse[c]) * product[c]);
-      grad_params[affine.beta + c] = static_cast<T>(grad_sum[c]);
-    }
+    const int index = plan.units[plan.units[u].source].norm;
+    sums.total(client, plan.units[u].norm, to.grad_sum);
+    sums.total(client, index, to.product);
+    const NormVectors<T> norm = context.norm(client, index);
+    buffers.gradient(context, client, index)
+        .fill(norm, 1.0, to.grad_sum, to.product,
+              static_cast<double>(context.args.count(client) * g.out_pixels()),
+              !context.args.training, g.channels, context.layout.padded_channels);
+    to.write_affine(plan.norms[index], norm, 1.0, g.channels);
   }
 }
 
@@ -102,13 +107,12 @@ void reduce_weight_grads(const MixedOpBackward<T>& args, const Context<T>& conte
   const Unit& unit = context.plan.units[index];
   const int channels = context.geometry.channels;
   const int64_t size = context.taps_size(unit) + context.matrix_size(unit);
-  T* total = buffers.weight_grads + client * context.tasks_per_client * context.weight_grad_size() +
-             context.weight_grad_offset(index);
+  T* total = buffers.weight_grad(context, client * context.tasks_per_client, index);
   for (int64_t t = 1; t < context.tasks_per_client; ++t) {
     const T* more = total + t * context.weight_grad_size();
     for (int64_t i = 0; i < size; ++i) total[i] += more[i];
   }
-  T* to = args.grad_params + client * context.plan.parameters;
+  T* to = args.grad_params + client * args.grad_params_stride;
   const int taps = unit.kernel * unit.kernel;
   for (int c = 0; c < channels && !unit.factorized(); ++c) {
     for (int k = 0; k < taps; ++k) {
@@ -126,15 +130,39 @@ void reduce_weight_grads(const MixedOpBackward<T>& args, const Context<T>& conte
   }
 }
 
+// Everything behind the sums: skipped when only the gradient of the mixing weights is wanted.
+template <class T>
+void backward_convolutions(const MixedOpBackward<T>& args, const Context<T>& context,
+                           const BackwardBuffers<T>& buffers, const GradientSums<T>& sums,
+                           double* scratch) {
+  if (context.plan.first_half_units() < context.units()) {
+    parallel_for_each(context.tasks(), [&](int64_t i) {
+      backward_second_halves(args, context, buffers, sums, context.task(i), i);
+    });
+    parallel_for_each(context.geometry.clients, [&](int64_t client) {
+      close_middles(context, buffers, sums, client, ClientGradients<T>(args, client, scratch));
+    });
+  }
+  parallel_for_each(context.tasks(), [&](int64_t i) {
+    backward_first_halves(args, context, buffers, context.task(i), i);
+  });
+  if (args.grad_params == nullptr) return;
+  parallel_for_each(context.geometry.clients * context.units(), [&](int64_t i) {
+    reduce_weight_grads(args, context, buffers, i / context.units(),
+                        static_cast<int>(i % context.units()));
+  });
+}
+
 template <class T>
 void mixed_op_backward(const MixedOpBackward<T>& args) {
   Context<T> context(args);
   const Geometry& g = context.geometry;
-  const int padded = context.layout.padded_channels;
-  const int64_t gradients = g.clients * context.norms() * NormGradient<T>::size(padded);
-  const int64_t middles =
-      (context.units() - context.plan.first_half_units()) * g.clients * g.images * g.out_image();
-  const int64_t weight_grads = context.tasks() * context.weight_grad_size();
+  const bool need_params = args.grad_params != nullptr;
+  const int64_t gradients =
+      g.clients * context.norms() * NormGradient<T>::size(context.layout.padded_channels);
+  const int64_t middles = (context.units() - context.plan.first_half_units()) * g.clients *
+                          g.images * context.out_size();
+  const int64_t weight_grads = need_params ? context.tasks() * context.weight_grad_size() : 0;
   const int64_t sums_size = GradientSums<T>::size(context);
   Arena& arena = call_arena();
   arena.reset(static_cast<size_t>(context.packed_size() + context.norm_vectors_size() + gradients +
@@ -144,38 +172,28 @@ void mixed_op_backward(const MixedOpBackward<T>& args) {
               7 * 64);
   context.pack(arena.take<T>(context.packed_size()));
   context.place_norms(arena.take<T>(context.norm_vectors_size()));
-  const BackwardBuffers<T> buffers{arena.take<T>(gradients), arena.take<T>(middles),
-                                   arena.take<T>(weight_grads)};
+  BackwardBuffers<T> buffers{arena.take<T>(gradients), arena.take<T>(middles),
+                             arena.take<T>(weight_grads)};
+  if (!need_params) buffers.weight_grads = nullptr;
   const GradientSums<T> sums{context, arena.take<double>(sums_size)};
-  double* client_scratch = arena.take<double>(g.clients * 2 * g.channels);
+  double* scratch = arena.take<double>(g.clients * 2 * g.channels);
 
   parallel_for_each(g.clients * context.norms(), [&](int64_t i) {
     context.fill_norm(i / context.norms(), static_cast<int>(i % context.norms()));
   });
   parallel_for_each(context.tasks(), [&](int64_t i) {
-    __builtin_memset(buffers.weight_grads + i * context.weight_grad_size(), 0,
-                     static_cast<size_t>(context.weight_grad_size()) * sizeof(T));
-    backward_sums(context, sums, args.grad_out, context.task(i));
+    if (need_params) {
+      __builtin_memset(buffers.weight_grads + i * context.weight_grad_size(), 0,
+                       static_cast<size_t>(context.weight_grad_size()) * sizeof(T));
+    }
+    backward_sums(args, context, sums, context.task(i));
   });
   parallel_for_each(g.clients, [&](int64_t client) {
-    close_candidates(args, context, buffers, sums, client,
-                     client_scratch + client * 2 * g.channels);
+    close_candidates(context, buffers, sums, client, ClientGradients<T>(args, client, scratch));
   });
-  if (middles > 0) {
-    parallel_for_each(context.tasks(), [&](int64_t i) {
-      backward_second_halves(context, buffers, sums, args.grad_out, context.task(i), i);
-    });
-    parallel_for_each(g.clients, [&](int64_t client) {
-      close_middles(args, context, buffers, sums, client, client_scratch + client * 2 * g.channels);
-    });
+  if (need_params || args.grad_x.present()) {
+    backward_convolutions(args, context, buffers, sums, scratch);
   }
-  parallel_for_each(context.tasks(), [&](int64_t i) {
-    backward_first_halves(context, buffers, args.grad_out, context.task(i), i, args.grad_x);
-  });
-  parallel_for_each(g.clients * context.units(), [&](int64_t i) {
-    reduce_weight_grads(args, context, buffers, i / context.units(),
-                        static_cast<int>(i % context.units()));
-  });
 }
 
 }  // namespace metadnas::METADNAS_ISA

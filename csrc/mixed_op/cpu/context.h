@@ -1,10 +1,9 @@
-// What all stages of one call share: packed weights, normalisation vectors, tasks, scratch.
+// What all stages of one call share: packed weights, normalisation vectors, tasks, results.
 #pragma once
 
 #include "common/parallel.h"
-#include "mixed_op/cpu/depthwise.h"
 #include "mixed_op/cpu/norm.h"
-#include "mixed_op/cpu/pointwise.h"
+#include "mixed_op/cpu/scratch.h"
 
 namespace metadnas::METADNAS_ISA {
 
@@ -30,14 +29,17 @@ class Context {
  public:
   explicit Context(const MixedOpArgs<T>& args)
       : args(args), plan(args.plan), geometry(args.geometry), layout(args.geometry) {
-    const int64_t whole = geometry.images;
-    const int64_t bytes = weight_grad_size() * static_cast<int64_t>(sizeof(T));
-    int64_t most = (int64_t{8} << 20) / (bytes + 1);  // caps the memory of weight gradients
+    weight_grad_size_ = weight_grad_offset(units());
+    const int64_t bytes = weight_grad_size_ * static_cast<int64_t>(sizeof(T));
+    int64_t most = (int64_t{16} << 20) / (bytes + 1);  // caps the memory of weight gradients
     most = most < 1 ? 1 : most > 16 ? 16 : most;
-    int64_t grain = (whole + most - 1) / most;
-    if (grain < kMinImages) grain = kMinImages;
-    tasks_per_client = (whole + grain - 1) / grain;
-    images_per_task_ = grain;
+    images_per_task_ = (geometry.images + most - 1) / most;
+    if (images_per_task_ < kMinImages) images_per_task_ = kMinImages;
+    tasks_per_client = (geometry.images + images_per_task_ - 1) / images_per_task_;
+    const int64_t results = units() * geometry.clients * geometry.images * out_size();
+    streaming = geometry.channels % kLanes<T> == 0 &&
+                reinterpret_cast<uintptr_t>(args.z) % METADNAS_VECTOR_BYTES == 0 &&
+                results * static_cast<int64_t>(sizeof(T)) > kCacheBytes;
   }
 
   const MixedOpArgs<T>& args;
@@ -45,10 +47,12 @@ class Context {
   const Geometry& geometry;
   Layout<T> layout;
   int64_t tasks_per_client;
+  bool streaming;  // results are too many to stay in a cache: write them past it
 
   int units() const { return static_cast<int>(plan.units.size()); }
   int norms() const { return static_cast<int>(plan.norms.size()); }
   int64_t tasks() const { return geometry.clients * tasks_per_client; }
+  int64_t out_size() const { return geometry.out_pixels() * geometry.channels; }
 
   Task task(int64_t index) const {
     const int64_t client = index / tasks_per_client;
@@ -73,18 +77,14 @@ class Context {
     return int64_t{in_row(unit)} * layout.padded_channels;
   }
   // Elements of one task's weight gradients; a unit's are its taps, then its matrix [out][in].
-  int64_t weight_grad_size() const {
-    int64_t total = 0;
-    for (const Unit& unit : plan.units) total += taps_size(unit) + matrix_size(unit);
-    return total;
-  }
+  int64_t weight_grad_size() const { return weight_grad_size_; }
   int64_t weight_grad_offset(int unit) const {
     int64_t total = 0;
     for (int u = 0; u < unit; ++u) total += taps_size(plan.units[u]) + matrix_size(plan.units[u]);
     return total;
   }
 
-  int64_t packed_size() const { return 2 * weight_grad_size() * geometry.clients; }
+  int64_t packed_size() const { return 2 * weight_grad_size_ * geometry.clients; }
   void pack(T* memory) {
     packed_ = memory;
     parallel_for_each(geometry.clients * units(),
@@ -92,7 +92,7 @@ class Context {
   }
   PackedUnit<T> packed(int64_t client, int unit) const {
     const Unit& u = plan.units[unit];
-    T* taps = packed_ + 2 * (client * weight_grad_size() + weight_grad_offset(unit));
+    T* taps = packed_ + 2 * (client * weight_grad_size_ + weight_grad_offset(unit));
     T* flipped = taps + taps_size(u);
     T* matrix = flipped + taps_size(u);
     return {taps, flipped, matrix, matrix + matrix_size(u)};
@@ -102,29 +102,46 @@ class Context {
     return geometry.clients * norms() * NormVectors<T>::size(layout.padded_channels);
   }
   void place_norms(T* memory) { norms_ = memory; }
-  NormVectors<T> norm(int64_t client, int slot) const {
+  NormVectors<T> norm(int64_t client, int index) const {
     const int64_t size = NormVectors<T>::size(layout.padded_channels);
-    return {layout.padded_channels, norms_ + (client * norms() + slot) * size};
+    return {layout.padded_channels, norms_ + (client * norms() + index) * size};
   }
-  void fill_norm(int64_t client, int slot) const {
-    norm(client, slot)
-        .fill(plan.norms[slot], params(client), stats(client, slot), geometry.channels,
+  void fill_norm(int64_t client, int index) const {
+    norm(client, index)
+        .fill(plan.norms[index], params(client), stats(client, index), geometry.channels,
               layout.padded_channels, args.eps);
   }
 
+  // Pointwise results: those kept, and for a forward pass room for the others.
+  int64_t transient_size() const {
+    return plan.transients * geometry.clients * geometry.images * out_size();
+  }
+  void place_transient(T* memory) { transient_ = memory; }
+  // Null in a backward pass if the unit's result was not kept.
+  T* z_image(int unit, int64_t client, int64_t image) const {
+    const Unit& u = plan.units[unit];
+    const int64_t all = geometry.clients * geometry.images;
+    const int64_t at = client * geometry.images + image;
+    if (u.kept != kAbsent) return args.z + (u.kept * all + at) * out_size();
+    return transient_ == nullptr ? nullptr : transient_ + (u.transient * all + at) * out_size();
+  }
+
   const T* params(int64_t client) const { return args.params + client * args.params_stride; }
-  T* stats(int64_t client, int slot) const {
-    return args.stats + (client * norms() + slot) * 2 * geometry.channels;
+  T* stats(int64_t client, int norm) const {
+    return args.stats + client * args.stats_stride + plan.norms[norm].slot * 2 * geometry.channels;
   }
-  T weight(int64_t client, int candidate) const {
-    return args.weights[client * plan.candidates + candidate];
+  T weight(int64_t client, int64_t index) const {
+    return args.weights[client * args.weights_stride + index];
   }
-  const T* x_image(int64_t client, int64_t image) const {
-    return args.x + (client * geometry.images + image) * geometry.in_image();
+  template <class U>
+  U* image(const Images<U>& images, int64_t client, int64_t image) const {
+    return images.at(client * geometry.images + image);
   }
+  const T* x_image(int64_t client, int64_t index) const { return image(args.x, client, index); }
 
  private:
   static constexpr int64_t kMinImages = 4;
+  static constexpr int64_t kCacheBytes = int64_t{8} << 20;
 
   void pack_unit(int64_t client, int index) const {
     const Unit& unit = plan.units[index];
@@ -155,34 +172,11 @@ class Context {
     }
   }
 
-  int64_t images_per_task_;
+  int64_t images_per_task_ = 0;
+  int64_t weight_grad_size_ = 0;
+  T* transient_ = nullptr;
   T* packed_ = nullptr;
   T* norms_ = nullptr;
 };
-
-// The inputs of a unit's pointwise product for one strip: d is [in block][pixel][lane].
-template <class T>
-void unit_strip(const Context<T>& context, const Unit& unit, const PackedUnit<T>& packed,
-                const PaddedImage<T>& in, int row0, int rows, T* d, ptrdiff_t plane) {
-  const Geometry& g = context.geometry;
-  if (!unit.factorized()) {
-    const DepthwiseRows<T> rows_of{in, packed.taps, false, g.out_width, d, plane};
-    with_depthwise<T>(
-        unit.kernel, unit.dilation, unit.stride, context.layout.out_tile,
-        [&]<int K, int D, int S, int TW>() { depthwise_rows<K, D, S, TW>(rows_of, row0, rows); });
-    return;
-  }
-  for (int grid = 0; grid < 2; ++grid) {
-    for (int block = 0; block < in.blocks; ++block) {
-      T* to = d + (grid * in.blocks + block) * plane;
-      for (int h = 0; h < rows; ++h) {
-        const T* from = in.at(block, 2 * (row0 + h) + grid, grid);
-        for (int w = 0; w < g.out_width; ++w, to += kLanes<T>) {
-          store(to, load(from + 2 * w * kLanes<T>));
-        }
-      }
-    }
-  }
-}
 
 }  // namespace metadnas::METADNAS_ISA

@@ -31,10 +31,12 @@ inline TapRows tap_rows(int kernel, int dilation, int top, int height, bool zero
   return {begin, end, step};
 }
 
-template <int K, int D, int S, int TW, class T>
+// kStuffed: the input is zero in every odd column (and S is 1); w counts from an even column.
+template <int K, int D, int S, int TW, bool kStuffed, class T>
 METADNAS_INLINE inline void depthwise_tile(const T* in, ptrdiff_t row, const T* taps, TapRows rows,
                                            Vec<T> (&acc)[TW]) {
   constexpr int L = kLanes<T>;
+  constexpr int P = (K - 1) / 2 * D;
   unroll<TW>([&]<int t>() METADNAS_INLINE { acc[t] = Vec<T>{}; });
   for (int kh = rows.begin; kh < rows.end; kh += rows.step) {
     Vec<T> tap[K];
@@ -42,42 +44,43 @@ METADNAS_INLINE inline void depthwise_tile(const T* in, ptrdiff_t row, const T* 
     const T* r = in + kh * D * row;
     // Each column is read once and feeds every tap that meets it.
     unroll<(TW - 1) * S + (K - 1) * D + 1>([&]<int j>() METADNAS_INLINE {
-      const Vec<T> v = load(r + j * L);
+      if constexpr (!kStuffed || (j + P) % 2 == 0) {
+        const Vec<T> v = load(r + j * L);
 #pragma GCC unroll 5
-      for (int k = 0; k < K; ++k) {
-        const int offset = j - k * D;
-        if (offset >= 0 && offset % S == 0 && offset / S < TW) acc[offset / S] += v * tap[k];
+        for (int k = 0; k < K; ++k) {
+          const int offset = j - k * D;
+          if (offset >= 0 && offset % S == 0 && offset / S < TW) acc[offset / S] += v * tap[k];
+        }
       }
     });
   }
 }
 
-// Output rows [row0, row0 + rows) of width `out_width` into `d`: [block][pixel][lane], blocks
-// `plane` apart. Writes up to TW - 1 pixels of rubbish behind the last row.
+// A depthwise convolution of rows [row0, row0 + rows): sink(block, h, w, acc) gets tiles of TW
+// pixels from (h, w) on while they are in registers; those at or beyond `out_width` are rubbish.
 template <class T>
 struct DepthwiseRows {
   PaddedImage<T> in;
   const T* taps;  // [block][K * K][lane]
-  bool zero_stuffed;
   int out_width;
-  T* d;
-  ptrdiff_t plane;
+  int row0;
+  int rows;
 };
 
-template <int K, int D, int S, int TW, class T>
-void depthwise_rows(const DepthwiseRows<T>& a, int row0, int rows) {
+template <int K, int D, int S, int TW, bool kStuffed, class T, class Sink>
+METADNAS_INLINE inline void depthwise_rows(const DepthwiseRows<T>& a, Sink&& sink) {
   constexpr int L = kLanes<T>;
   constexpr int P = (K - 1) / 2 * D;
   for (int block = 0; block < a.in.blocks; ++block) {
     const T* taps = a.taps + static_cast<ptrdiff_t>(block) * K * K * L;
-    for (int h = 0; h < rows; ++h) {
-      const int top = (row0 + h) * S - P;
-      const TapRows active = tap_rows(K, D, top, a.in.height, a.zero_stuffed);
-      T* to = a.d + block * a.plane + static_cast<ptrdiff_t>(h) * a.out_width * L;
+    for (int h = a.row0; h < a.row0 + a.rows; ++h) {
+      const int top = h * S - P;
+      const TapRows active = tap_rows(K, D, top, a.in.height, kStuffed);
       for (int w = 0; w < a.out_width; w += TW) {
         Vec<T> acc[TW];
-        depthwise_tile<K, D, S, TW>(a.in.at(block, top, w * S - P), a.in.row, taps, active, acc);
-        unroll<TW>([&]<int t>() METADNAS_INLINE { store(to + (w + t) * L, acc[t]); });
+        depthwise_tile<K, D, S, TW, kStuffed>(a.in.at(block, top, w * S - P), a.in.row, taps,
+                                              active, acc);
+        sink(block, h, w, acc);
       }
     }
   }

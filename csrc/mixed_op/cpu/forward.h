@@ -6,55 +6,59 @@
 
 namespace metadnas::METADNAS_ISA {
 
-// Statistics of the norms `wanted` selects, from the images' partial ones, and their vectors.
+// Statistics of the norms `wanted` selects, from the images' own, and their vectors.
 template <class T, class Wanted>
-void merge_statistics(const Context<T>& context, const double* partial, Wanted&& wanted) {
+void merge_statistics(const Context<T>& context, const ImageStatistics<T>& statistics,
+                      Wanted&& wanted) {
   const Geometry& g = context.geometry;
   const int norms = context.norms();
   parallel_for_each(g.clients * norms, [&](int64_t i) {
     const int64_t client = i / norms;
-    const int slot = static_cast<int>(i % norms);
-    if (!wanted(slot)) return;
+    const int norm = static_cast<int>(i % norms);
+    if (!wanted(norm)) return;
     if (context.args.training) {
-      T* stats = context.stats(client, slot);
-      merge_images(partial + (client * g.images * norms + slot) * 2 * g.channels,
-                   context.args.count(client), int64_t{norms} * 2 * g.channels, g.out_pixels(),
+      T* stats = context.stats(client, norm);
+      merge_images(statistics.at(client, 0, context.plan.norms[norm].partial),
+                   context.args.count(client), ImageStatistics<T>::row(context), g.out_pixels(),
                    g.channels, stats, stats + g.channels);
     }
-    context.fill_norm(client, slot);
+    context.fill_norm(client, norm);
   });
 }
 
 template <class T>
 void mixed_op_forward(const MixedOpForward<T>& args) {
   Context<T> context(args);
-  const Geometry& g = context.geometry;
   const Plan& plan = context.plan;
-  const int64_t partials =
-      args.training ? g.clients * g.images * context.norms() * 2 * g.channels : 0;
+  const int64_t partials = args.training ? ImageStatistics<T>::size(context) : 0;
   Arena& arena = call_arena();
-  arena.reset(static_cast<size_t>(context.packed_size() + context.norm_vectors_size()) * sizeof(T) +
-              static_cast<size_t>(partials) * sizeof(double) + 3 * 64);
+  arena.reset(static_cast<size_t>(context.packed_size() + context.norm_vectors_size() +
+                                  context.transient_size()) *
+                  sizeof(T) +
+              static_cast<size_t>(partials) * sizeof(double) + 4 * 64);
+  context.place_transient(arena.take<T>(context.transient_size()));
   context.pack(arena.take<T>(context.packed_size()));
   context.place_norms(arena.take<T>(context.norm_vectors_size()));
-  double* partial = arena.take<double>(partials);
+  const ImageStatistics<T> statistics{context, arena.take<double>(partials)};
 
-  auto in_second_half = [&](int slot) {
+  auto in_second_half = [&](int norm) {
     for (const Unit& unit : plan.units) {
-      if (unit.norm == slot) return unit.source != kFromInput;
+      if (unit.norm == norm) return unit.source != kFromInput;
     }
     return false;
   };
   auto for_each_task = [&](auto&& stage) {
     parallel_for_each(context.tasks(), [&](int64_t i) { stage(context.task(i)); });
   };
-  for_each_task([&](const Task& task) { stage_a(context, task, partial); });
-  merge_statistics(context, partial, [&](int slot) { return !in_second_half(slot); });
-  if (plan.first_half_units() < context.units()) {
-    for_each_task([&](const Task& task) { stage_b(context, task, partial); });
-    merge_statistics(context, partial, in_second_half);
+  if (args.training || plan.first_half_units() > 0) {
+    for_each_task([&](const Task& task) { stage_a(context, task, statistics); });
   }
-  for_each_task([&](const Task& task) { stage_c(context, task, args.out); });
+  merge_statistics(context, statistics, [&](int norm) { return !in_second_half(norm); });
+  if (plan.first_half_units() < context.units()) {
+    for_each_task([&](const Task& task) { stage_b(context, task, statistics); });
+    merge_statistics(context, statistics, in_second_half);
+  }
+  for_each_task([&](const Task& task) { stage_c(args, context, task); });
 }
 
 }  // namespace metadnas::METADNAS_ISA

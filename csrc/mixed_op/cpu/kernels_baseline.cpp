@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "common/parallel.h"
 #include "mixed_op/cpu/isa.h"

@@ -38,6 +38,12 @@ Tensor make_like(const Tensor& x, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(x, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
 }
 
+Keep checked_keep(int64_t keep) {
+  STD_TORCH_CHECK(keep >= 0 && keep <= static_cast<int64_t>(Keep::kInput), kOp, ": keep is ", keep,
+                  ", expected 0 (all results), 1 (middle results) or 2 (only the input)");
+  return static_cast<Keep>(keep);
+}
+
 // Checked inputs that forward and backward share.
 struct Inputs {
   Plan plan;
@@ -47,7 +53,7 @@ struct Inputs {
 
   Inputs(const Tensor& x_in, const Tensor& weights_in, const Tensor& params_in,
          const std::optional<Tensor>& counts_in, const std::vector<int64_t>& candidates,
-         int64_t stride, bool affine) {
+         int64_t stride, bool affine, int64_t keep) {
     STD_TORCH_CHECK(x_in.dim() == 5, kOp, ": x has shape ", shape_text(x_in),
                     ", expected (G, N, H, W, C)");
     check_floating(kOp, "x", x_in);
@@ -58,9 +64,10 @@ struct Inputs {
     }
     const int64_t channels = x_in.size(4);
     check_candidates(candidates, stride, channels);
-    plan = make_plan(candidates, static_cast<int>(channels), static_cast<int>(stride), affine);
+    plan = make_plan({{candidates}}, static_cast<int>(channels), static_cast<int>(stride), affine,
+                     checked_keep(keep));
     const int64_t clients = x_in.size(0);
-    check_shape(kOp, "weights", weights_in, {clients, plan.candidates});
+    check_shape(kOp, "weights", weights_in, {clients, static_cast<int64_t>(candidates.size())});
     check_shape(kOp, "params", params_in, {clients, plan.parameters});
     check_like(kOp, "weights", weights_in, x_in);
     check_like(kOp, "params", params_in, x_in);
@@ -97,12 +104,19 @@ struct Inputs {
             training,
             eps,
             counts.has_value() ? counts->const_data_ptr<int64_t>() : nullptr,
-            x.const_data_ptr<T>(),
+            images(x.const_data_ptr<T>(), geometry.in_pixels()),
             weights.const_data_ptr<T>(),
+            weights.size(1),
             params.const_data_ptr<T>(),
             params.stride(0),
             static_cast<T*>(stats.mutable_data_ptr()),
+            plan.norm_slots * 2 * geometry.channels,
             static_cast<T*>(z.mutable_data_ptr())};
+  }
+
+  template <class T>
+  Images<T> images(T* data, int64_t pixels) const {
+    return {data, geometry.channels, pixels * geometry.channels};
   }
 
  private:
@@ -120,17 +134,12 @@ struct Inputs {
 };
 
 std::vector<int64_t> stats_shape(const Inputs& in) {
-  return {in.geometry.clients, static_cast<int64_t>(in.plan.norms.size()), 2, in.geometry.channels};
+  return {in.geometry.clients, in.plan.norm_slots, 2, in.geometry.channels};
 }
 
 std::vector<int64_t> z_shape(const Inputs& in) {
   const Geometry& g = in.geometry;
-  return {static_cast<int64_t>(in.plan.units.size()),
-          g.clients,
-          g.images,
-          g.out_height,
-          g.out_width,
-          g.channels};
+  return {in.plan.kept, g.clients, g.images, g.out_height, g.out_width, g.channels};
 }
 
 std::vector<int64_t> out_shape(const Inputs& in) {
@@ -159,8 +168,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
                                            std::optional<Tensor> running,
                                            std::optional<Tensor> counts,
                                            std::vector<int64_t> candidates, int64_t stride,
-                                           bool affine, double eps) {
-  const Inputs in(x, weights, params, counts, candidates, stride, affine);
+                                           bool affine, double eps, int64_t keep) {
+  const Inputs in(x, weights, params, counts, candidates, stride, affine, keep);
   const bool training = !running.has_value();
   Tensor stats = make_like(x, stats_shape(in));
   if (!training) {
@@ -174,11 +183,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
   }
   Tensor z = make_like(x, z_shape(in));
   Tensor out = make_like(x, out_shape(in));
-  zero_tails(in, z, static_cast<int64_t>(in.plan.units.size()));
+  zero_tails(in, z, in.plan.kept);
   zero_tails(in, out, 1);
   const auto run = [&]<class T>() {
+    T* to = static_cast<T*>(out.mutable_data_ptr());
     kernels_for<T>(in.geometry.channels)
-        .forward({in.args<T>(stats, z, training, eps), static_cast<T*>(out.mutable_data_ptr())});
+        .forward({in.args<T>(stats, z, training, eps),
+                  {{in.images(to, in.geometry.out_pixels()), false}}});
   };
   x.scalar_type() == ScalarType::Float ? run.template operator()<float>()
                                        : run.template operator()<double>();
@@ -189,8 +200,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor we
                                             Tensor params, Tensor stats, Tensor z,
                                             std::optional<Tensor> counts,
                                             std::vector<int64_t> candidates, int64_t stride,
-                                            bool affine, double eps, bool training) {
-  const Inputs in(x, weights, params, counts, candidates, stride, affine);
+                                            bool affine, double eps, int64_t keep, bool training,
+                                            bool need_x, bool need_params) {
+  const Inputs in(x, weights, params, counts, candidates, stride, affine, keep);
   check_shape(kOp, "grad_out", grad_out, out_shape(in));
   check_shape(kOp, "stats", stats, stats_shape(in));
   check_shape(kOp, "z", z, z_shape(in));
@@ -200,16 +212,26 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor we
   const Tensor grad = torch::stable::contiguous(grad_out);
   const Tensor own_stats = torch::stable::contiguous(stats);
   const Tensor own_z = torch::stable::contiguous(z);
-  Tensor grad_x = make_like(x, {x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)});
-  Tensor grad_weights = make_like(x, {in.geometry.clients, in.plan.candidates});
-  Tensor grad_params = make_like(x, {in.geometry.clients, in.plan.parameters});
-  zero_tails(in, grad_x, 1);
+  const auto wanted = [&](bool need, const Tensor& like) {
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < like.dim(); ++d) sizes.push_back(like.size(d));
+    return make_like(x, need ? sizes : std::vector<int64_t>{0});
+  };
+  Tensor grad_x = wanted(need_x, x);
+  Tensor grad_weights = wanted(true, weights);
+  Tensor grad_params = wanted(need_params, params);
+  if (need_x) zero_tails(in, grad_x, 1);
   const auto run = [&]<class T>() {
+    T* to_x = static_cast<T*>(grad_x.mutable_data_ptr());
+    T* to_params = static_cast<T*>(grad_params.mutable_data_ptr());
     kernels_for<T>(in.geometry.channels)
-        .backward({in.args<T>(own_stats, own_z, training, eps), grad.const_data_ptr<T>(),
-                   static_cast<T*>(grad_x.mutable_data_ptr()),
+        .backward({in.args<T>(own_stats, own_z, training, eps),
+                   {in.images(grad.const_data_ptr<T>(), in.geometry.out_pixels())},
+                   {},
+                   need_x ? in.images(to_x, in.geometry.in_pixels()) : Images<T>{},
                    static_cast<T*>(grad_weights.mutable_data_ptr()),
-                   static_cast<T*>(grad_params.mutable_data_ptr())});
+                   need_params ? to_params : nullptr,
+                   in.plan.parameters});
   };
   x.scalar_type() == ScalarType::Float ? run.template operator()<float>()
                                        : run.template operator()<double>();

@@ -107,18 +107,16 @@ struct Layout {
   }
 };
 
-// relu(x) of one channels-last image, blocked.
+// relu(x) of one channels-last image with pixels `pitch` apart, blocked.
 template <class T>
-inline void pad_relu(const Layout<T>& layout, const T* x, const PaddedImage<T>& to) {
-  const int channels = layout.geometry.channels;
+inline void pad_relu(const Layout<T>& layout, const T* x, int64_t pitch, const PaddedImage<T>& to) {
   for (int block = 0; block < layout.blocks; ++block) {
     const int live = layout.live(block);
     for (int h = 0; h < to.height; ++h) {
-      const T* from = x + static_cast<ptrdiff_t>(h) * to.width * channels + block * kLanes<T>;
+      const T* from = x + h * to.width * pitch + block * kLanes<T>;
       T* row = to.at(block, h, 0);
       for (int w = 0; w < to.width; ++w) {
-        store(row + w * kLanes<T>,
-              relu(load_first(from + static_cast<ptrdiff_t>(w) * channels, live)));
+        store(row + w * kLanes<T>, relu(load_first(from + w * pitch, live)));
       }
     }
   }
@@ -128,17 +126,17 @@ inline void pad_relu(const Layout<T>& layout, const T* x, const PaddedImage<T>& 
 template <class T>
 inline void pad_normalised_relu(const Layout<T>& layout, const T* z, const T* mean, const T* scale,
                                 const T* shift, const PaddedImage<T>& to) {
-  const int channels = layout.geometry.channels;
+  const ptrdiff_t channels = layout.geometry.channels;
   for (int block = 0; block < layout.blocks; ++block) {
     const int live = layout.live(block);
     const Vec<T> m = load(mean + block * kLanes<T>);
     const Vec<T> a = load(scale + block * kLanes<T>);
     const Vec<T> b = load(shift + block * kLanes<T>);
     for (int h = 0; h < to.height; ++h) {
-      const T* from = z + static_cast<ptrdiff_t>(h) * to.width * channels + block * kLanes<T>;
+      const T* from = z + h * to.width * channels + block * kLanes<T>;
       T* row = to.at(block, h, 0);
       for (int w = 0; w < to.width; ++w) {
-        const Vec<T> v = load_first(from + static_cast<ptrdiff_t>(w) * channels, live);
+        const Vec<T> v = load_first(from + w * channels, live);
         store(row + w * kLanes<T>, relu(a * (v - m) + b));
       }
     }
