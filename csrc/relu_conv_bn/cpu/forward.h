@@ -23,8 +23,7 @@ void product_task(const Context<T>& context, const Task& task, const PackedWeigh
       scratch.offsets.fill(shape, grid, begin, pixels);
       gather_relu(context, x, pixels, scratch);
       T* strip = z + (begin - task.begin) * shape.out_channels + grid * shape.grid_channels();
-      auto epilogue = [&]<int MP>(int block, int p0, int valid,
-                                  const Vec<T>(&acc)[MP]) METADNAS_INLINE {
+      auto epilogue = [&]<int MP>(int block, int p0, int valid, Vec<T>(&acc)[MP]) METADNAS_INLINE {
         const int live = context.live_out(block);
         T* to = strip + static_cast<ptrdiff_t>(p0) * shape.out_channels + block * L;
         ChunkMoments<T>& moments = scratch.moments[grid * context.grid_blocks() + block];
@@ -38,8 +37,11 @@ void product_task(const Context<T>& context, const Task& task, const PackedWeigh
           });
           moments.template add<kAll>(acc, valid);
         };
-        valid == MP&& live == L ? use.template operator()<true>()
-                                : use.template operator()<false>();
+        if (valid == MP && live == L) {
+          use.template operator()<true>();
+        } else {
+          use.template operator()<false>();
+        }
       };
       strip_product(scratch.in, scratch.plane, weights.of(task.client, grid), pixels, epilogue);
     }
