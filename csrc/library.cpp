@@ -23,12 +23,12 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
   // -> out (G, N, H', W', C), stats (G, 1, 2, C), normal: out before gamma and beta (affine only)
   m.def(
       "relu_conv_bn_forward(Tensor x, Tensor params, Tensor? running, Tensor? counts, "
-      "int channels, int stride, bool affine, float eps) -> (Tensor, Tensor, Tensor)");
+      "int channels, int stride, bool relu, bool affine, float eps) -> (Tensor, Tensor, Tensor)");
   // -> gradients of x and params; empty (0) where not needed
   m.def(
       "relu_conv_bn_backward(Tensor grad_out, Tensor x, Tensor params, Tensor stats, "
-      "Tensor normal, Tensor? counts, int channels, int stride, bool affine, float eps, "
-      "bool training, bool need_x, bool need_params) -> (Tensor, Tensor)");
+      "Tensor normal, Tensor? counts, int channels, int stride, bool relu, bool affine, "
+      "float eps, bool training, bool need_x, bool need_params) -> (Tensor, Tensor)");
 
   // In place on the first k rows: rows, moments (G, ...), grad (k, ...), steps (G), rates of length
   // k; clip: largest norm of a row of grad, 0 for none

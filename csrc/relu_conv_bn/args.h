@@ -30,6 +30,7 @@ struct Shape {
 template <class T>
 struct Args {
   Shape shape;
+  bool relu;  // before the convolution
   bool affine;
   bool training;  // batch statistics, and gradients through them
   double eps;

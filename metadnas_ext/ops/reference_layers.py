@@ -20,10 +20,11 @@ def relu_conv_bn(
     counts: Tensor | None,
     channels: int,
     stride: int,
+    relu: bool,
     affine: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """ReLU, 1x1 convolution (stride 2: factorized reduce), batch norm, for each client.
+    """ReLU (or not), 1x1 convolution (stride 2: factorized reduce), batch norm, for each client.
 
     x (G, N, H, W, Cin), params (G, P), running (G, 1, 2, C) or None in training mode, counts (G)
     images that count. Returns out (G, N, H', W', C) and statistics (G, 1, 2, C): mean and biased
@@ -34,7 +35,8 @@ def relu_conv_bn(
     for g in range(x.shape[0]):
         used = images if counts is None else int(counts[g])
         weight = params[g, : channels * channels_in].view(channels, channels_in, 1, 1)
-        z = _convolution(F.relu(x[g, :used].permute(0, 3, 1, 2)), weight, stride)  # (n, C, H', W')
+        image = x[g, :used].permute(0, 3, 1, 2)  # (n, Cin, H, W)
+        z = _convolution(F.relu(image) if relu else image, weight, stride)  # (n, C, H', W')
         mean, var = _statistics(z) if running is None else running[g, 0].unbind()
         z = (z - mean[:, None, None]) * torch.rsqrt(var + eps)[:, None, None]
         if affine:

@@ -1,10 +1,11 @@
-"""ReLU, 1x1 convolution and batch norm in one, with a client axis."""
+"""Convolution and batch norm in one, with a client axis: DARTS' preprocessing and stem."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metadnas_ext._native import REFERENCE
@@ -17,6 +18,7 @@ def relu_conv_bn(
     channels: int,
     *,
     stride: int = 1,
+    relu: bool = True,
     affine: bool = False,
     running: Tensor | None = None,
     counts: Tensor | None = None,
@@ -35,6 +37,7 @@ def relu_conv_bn(
             `space.primitives` are packed.
         channels: of the output; even at stride 2.
         stride: 1 or 2; 2 gives ceil(H/2) x ceil(W/2).
+        relu: False leaves the ReLU out.
         affine: whether the batch norm has gamma and beta.
         running: (G, 1, 2, channels) running mean and biased variance: eval mode. None: training
             mode.
@@ -56,13 +59,46 @@ def relu_conv_bn(
     """
     if REFERENCE:
         out, stats = reference_layers.relu_conv_bn(
-            x, params, running, counts, channels, stride, affine, eps
+            x, params, running, counts, channels, stride, relu, affine, eps
         )
         return out, stats.detach()
     out, stats, _ = torch.ops.metadnas_ext.relu_conv_bn_forward(
-        x, params, running, counts, channels, stride, affine, eps
+        x, params, running, counts, channels, stride, relu, affine, eps
     )
     return out, stats
+
+
+def conv3x3_bn(
+    x: Tensor,
+    params: Tensor,
+    channels: int,
+    *,
+    affine: bool = True,
+    running: Tensor | None = None,
+    counts: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """DARTS' stem: 3x3 convolution with padding 1, batch norm.
+
+    Made for few input channels: patches (G, N, H, W, 9 Cin) are laid out in memory.
+
+    Args:
+        x: (G, N, H, W, Cin) images.
+        params: (G, P): the weight (channels, Cin, 3, 3), then with `affine` gamma and beta.
+        channels, affine, running, counts, eps: as in `relu_conv_bn`, as are results and errors.
+    """
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    patches = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)  # (G, N, H, W, Cin * 3 * 3)
+    return relu_conv_bn(
+        patches,
+        params,
+        channels,
+        relu=False,
+        affine=affine,
+        running=running,
+        counts=counts,
+        eps=eps,
+    )
 
 
 def _register() -> None:
@@ -74,6 +110,7 @@ def _register() -> None:
         counts: Tensor | None,
         channels: int,
         stride: int,
+        relu: bool,
         affine: bool,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +155,7 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad_out, x, params, stats, normal, counts, *ctx.rest, ctx.training, *needs
     )
     wanted = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return (*wanted, None, None, None, None, None, None)
+    return (*wanted, *(None,) * 7)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -154,14 +191,14 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
             if need and g is not None and f.requires_grad
         ]
         if not used:
-            return (None,) * 13
+            return (None,) * 14
         second = torch.autograd.grad(
             torch.stack([(f * g).sum() for f, g in used]).sum(),
             leaves,
             create_graph=create_graph,
             materialize_grads=True,
         )
-    return (*second, *(None,) * 10)
+    return (*second, *(None,) * 11)
 
 
 if not REFERENCE:

@@ -24,6 +24,7 @@ class Case:
     grad_out: Tensor
     channels: int
     stride: int = 1
+    relu: bool = True
     affine: bool = False
     running: Tensor | None = None
     counts: Tensor | None = None
@@ -31,7 +32,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, object]:
-        names = ("channels", "stride", "affine", "running", "counts", "eps")
+        names = ("channels", "stride", "relu", "affine", "running", "counts", "eps")
         return {name: getattr(self, name) for name in names}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -66,6 +67,7 @@ def make_case(
     channels: int = 6,
     *,
     stride: int = 1,
+    relu: bool = True,
     affine: bool = False,
     training: bool = True,
     counts: Sequence[int] | None = None,
@@ -85,6 +87,7 @@ def make_case(
         grad_out=normal(clients, images, -(-height // stride), -(-width // stride), channels),
         channels=channels,
         stride=stride,
+        relu=relu,
         affine=affine,
         running=None if training else running,
         counts=None if counts is None else torch.tensor(counts),
@@ -102,7 +105,7 @@ def run(case: Case, op: Op = relu_conv_bn) -> Result:
 
 def twin(x: Tensor, params: Tensor, channels: int, **options: object) -> tuple[Tensor, Tensor]:
     """`reference_layers.relu_conv_bn` with the signature of `relu_conv_bn`."""
-    names = ("stride", "affine", "eps")
+    names = ("stride", "relu", "affine", "eps")
     rest = (options[name] for name in names)
     return reference_layers.relu_conv_bn(
         x, params, options["running"], options["counts"], channels, *rest
@@ -118,10 +121,11 @@ class Block(nn.Module):
             nn.Conv2d(channels_in, case.channels // case.stride, 1, case.stride, bias=False)
             for _ in range(case.stride)
         )
+        self.relu = case.relu
         self.norm = nn.BatchNorm2d(case.channels, eps=case.eps, affine=case.affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        x = F.relu(x) if self.relu else x
         if len(self.convs) == 2:
             x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         self.z = torch.cat([conv(x[:, :, i:, i:]) for i, conv in enumerate(self.convs)], 1)

@@ -73,6 +73,14 @@ def test_one_pixel_in_eval_mode(stride):
     check((2, 1, 1, 1, 4), 6, stride=stride, training=False)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_without_relu(stride):
+    case = make_case((2, 3, 5, 7, 5), 6, stride=stride, relu=False)
+    expected = truth(case)
+    assert_same(run(case), expected)
+    assert_same(run(case, twin), expected)
+
+
 def test_eps_is_used():
     case = replace(make_case(), eps=0.3)
     assert_same(run(case), truth(case))

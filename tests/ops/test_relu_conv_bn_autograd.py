@@ -21,7 +21,7 @@ OPTIONS = [
         (1, False, False, (1, 2)),
         (2, True, False, None),
     ]
-]
+] + [pytest.param({"relu": False, "affine": True}, id="without relu")]
 
 
 def smooth_case(**options) -> Case:
@@ -93,7 +93,7 @@ def test_gradients_of_one_input(wanted, stride, training, affine):
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
 def test_gradients_nobody_needs_are_empty(needs):
     case = make_case()
-    rest = (None, case.channels, 1, False, 1e-5)
+    rest = (None, case.channels, 1, True, False, 1e-5)
     out, stats, _ = torch.ops.metadnas_ext.relu_conv_bn_forward(case.x, case.params, None, *rest)
     grads = torch.ops.metadnas_ext.relu_conv_bn_backward(
         case.grad_out, case.x, case.params, stats, out, *rest, True, *needs
@@ -111,7 +111,7 @@ def test_no_graph_without_a_need():
 
 
 def op_arguments(case: Case) -> tuple:
-    return (case.running, case.counts, case.channels, case.stride, case.affine, case.eps)
+    return (case.running, case.counts, case.channels, case.stride, case.relu, case.affine, case.eps)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -159,7 +159,7 @@ def test_one_value_per_channel_in_training(counts):
 
 def test_backward_checks_what_it_is_given():
     case = make_case((2, 3, 4, 5, 4))
-    rest = (None, 6, 1, False, 1e-5)
+    rest = (None, 6, 1, True, False, 1e-5)
     out, stats, _ = torch.ops.metadnas_ext.relu_conv_bn_forward(case.x, case.params, None, *rest)
     backward = torch.ops.metadnas_ext.relu_conv_bn_backward
     inputs = (case.x, case.params, stats)

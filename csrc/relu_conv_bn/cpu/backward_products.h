@@ -36,14 +36,15 @@ void strip_grad_x(const Context<T>& context, const PanelMatrix<T>& weights, int 
                   const StripScratch<T>& scratch, T* grad_x) {
   const Shape& shape = context.shape;
   const PixelOffsets& offsets = scratch.offsets;
+  const bool relu = context.args.relu;
   auto epilogue = [&]<int MP>(int block, int p0, int valid, Vec<T>(&acc)[MP]) METADNAS_INLINE {
     const int live = context.live_in(block);
     const T* rectified = scratch.in + block * scratch.plane + p0 * kLanes<T>;
     T* to = grad_x + block * kLanes<T>;
     unroll<MP>([&]<int p>() METADNAS_INLINE {
       if (p < valid && offsets.own[p0 + p] != PixelOffsets::kOutside) {
-        store_first(to + offsets.own[p0 + p], relu_grad(load(rectified + p * kLanes<T>), acc[p]),
-                    live);
+        const Vec<T> in = load(rectified + p * kLanes<T>);
+        store_first(to + offsets.own[p0 + p], relu ? relu_grad(in, acc[p]) : acc[p], live);
       }
     });
   };
@@ -70,7 +71,7 @@ void gradients_task(const Context<T>& context, const BackwardState<T>& state, co
       const ptrdiff_t start =
           (begin - task.begin) * shape.out_channels + grid * shape.grid_channels();
       scratch.offsets.fill(shape, grid, begin, pixels);
-      gather_relu(context, context.x(task.client), pixels, scratch);
+      gather(context, context.x(task.client), pixels, scratch);
       strip_grad_z(context, state.gradient(context, task.client), grid, grad_out + start,
                    normal + start, pixels, scratch);
       if (weight_grad) {

@@ -21,7 +21,7 @@ void product_task(const Context<T>& context, const Task& task, const PackedWeigh
   for_each_strip(task, scratch.pixels, [&](int64_t begin, int pixels) {
     for (int grid = 0; grid < shape.grids(); ++grid) {
       scratch.offsets.fill(shape, grid, begin, pixels);
-      gather_relu(context, x, pixels, scratch);
+      gather(context, x, pixels, scratch);
       T* strip = z + (begin - task.begin) * shape.out_channels + grid * shape.grid_channels();
       auto epilogue = [&]<int MP>(int block, int p0, int valid, Vec<T>(&acc)[MP]) METADNAS_INLINE {
         const int live = context.live_out(block);

@@ -54,13 +54,14 @@ Tensor make(const Tensor& like, const std::vector<int64_t>& sizes) {
 // Checked inputs that forward and backward share.
 struct Inputs {
   Shape shape;
-  bool affine;
+  bool relu, affine;
   CountedImages counted;
   Tensor x, params;
 
   Inputs(const Tensor& x_in, const Tensor& params_in, const std::optional<Tensor>& counts,
-         int64_t channels, int64_t stride, bool affine)
+         int64_t channels, int64_t stride, bool relu, bool affine)
       : shape(checked_shape(x_in, channels, stride)),
+        relu(relu),
         affine(affine),
         counted(kOp, counts, shape.clients, shape.images),
         x(torch::stable::contiguous(x_in)),
@@ -81,6 +82,7 @@ struct Inputs {
   template <class T>
   Args<T> args(const Tensor& stats, bool training, double eps) const {
     return {shape,
+            relu,
             affine,
             training,
             eps,
@@ -100,8 +102,8 @@ void with_element(const Tensor& x, F&& f) {
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optional<Tensor> running,
                                            std::optional<Tensor> counts, int64_t channels,
-                                           int64_t stride, bool affine, double eps) {
-  const Inputs in(x, params, counts, channels, stride, affine);
+                                           int64_t stride, bool relu, bool affine, double eps) {
+  const Inputs in(x, params, counts, channels, stride, relu, affine);
   const bool training = !running.has_value();
   Tensor stats = make(x, in.stats_shape());
   if (!training) {
@@ -129,9 +131,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optiona
 
 std::tuple<Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor params, Tensor stats,
                                     Tensor normal, std::optional<Tensor> counts, int64_t channels,
-                                    int64_t stride, bool affine, double eps, bool training,
-                                    bool need_x, bool need_params) {
-  const Inputs in(x, params, counts, channels, stride, affine);
+                                    int64_t stride, bool relu, bool affine, double eps,
+                                    bool training, bool need_x, bool need_params) {
+  const Inputs in(x, params, counts, channels, stride, relu, affine);
   check_shape(kOp, "grad_out", grad_out, in.out_shape());
   check_shape(kOp, "stats", stats, in.stats_shape());
   check_shape(kOp, "normal", normal, in.out_shape());

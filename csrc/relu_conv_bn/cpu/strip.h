@@ -1,4 +1,4 @@
-// Strips of output pixels: where their inputs lie, gathered rectified into the first-level cache.
+// Strips of output pixels: where their inputs lie, gathered into the first-level cache.
 #pragma once
 
 #include "relu_conv_bn/cpu/context.h"
@@ -39,7 +39,7 @@ struct PixelOffsets {
   }
 };
 
-// Scratch of one task: strips of rectified inputs and, in backward, of gradients of z.
+// Scratch of one task: strips of inputs (behind the rectifier) and, in backward, of gradients of z.
 template <class T>
 struct StripScratch {
   int pixels;
@@ -77,9 +77,9 @@ struct StripScratch {
   }
 };
 
-// in[block][pixel][lane] = relu(x) at the strip's own pixels.
-template <class T>
-void gather_relu(const Context<T>& context, const T* x, int pixels, const StripScratch<T>& to) {
+// in[block][pixel][lane] = x at the strip's own pixels, rectified if kRelu.
+template <bool kRelu, class T>
+void gather_as(const Context<T>& context, const T* x, int pixels, const StripScratch<T>& to) {
   constexpr int L = kLanes<T>;
   const Shape& shape = context.shape;
   const ptrdiff_t plane = to.plane;
@@ -88,6 +88,7 @@ void gather_relu(const Context<T>& context, const T* x, int pixels, const StripS
   // Where the next strip will be read, exactly so at the usual sizes: fetched during the products.
   const ptrdiff_t ahead =
       static_cast<ptrdiff_t>(to.pixels) * shape.stride * shape.stride * shape.in_channels;
+  auto rectified = [](Vec<T> v) METADNAS_INLINE { return kRelu ? relu(v) : v; };
   for (int p = 0; p < pixels; ++p) {
     const ptrdiff_t offset = to.offsets.own[p];
     T* strip = to.in + p * L;
@@ -98,10 +99,19 @@ void gather_relu(const Context<T>& context, const T* x, int pixels, const StripS
     const T* from = x + offset;
     for (int block = 0; block < last; ++block, from += L) {
       __builtin_prefetch(from + ahead, 0, 2);
-      store(strip + block * plane, relu(load(from)));
+      store(strip + block * plane, rectified(load(from)));
     }
     __builtin_prefetch(from + ahead, 0, 2);
-    store(strip + last * plane, relu(load_first(from, live)));
+    store(strip + last * plane, rectified(load_first(from, live)));
+  }
+}
+
+template <class T>
+void gather(const Context<T>& context, const T* x, int pixels, const StripScratch<T>& to) {
+  if (context.args.relu) {
+    gather_as<true>(context, x, pixels, to);
+  } else {
+    gather_as<false>(context, x, pixels, to);
   }
 }
 
