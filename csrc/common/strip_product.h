@@ -16,10 +16,7 @@ struct PanelMatrix {
   int rows;
   int columns;
 
-  static int64_t size(int rows, int columns) {
-    return int64_t{rows} * blocks_of<T>(columns) * kLanes<T>;
-  }
-  int64_t size() const { return size(rows, columns); }
+  int64_t size() const { return int64_t{rows} * blocks() * kLanes<T>; }
   int blocks() const { return blocks_of<T>(columns); }
   T* panel(int block) const { return data + int64_t{rows} * (block & ~1) * kLanes<T>; }
   int panel_width(int block) const { return ((block | 1) < blocks() ? 2 : 1) * kLanes<T>; }
@@ -59,7 +56,8 @@ METADNAS_INLINE inline void strip_product_panel(const T* in, ptrdiff_t plane,
   }
 }
 
-// Strips have room for whole tiles: this many pixels behind the last one may be read.
+// Strips have room for whole tiles: up to this many pixels behind the last one are read, whatever
+// they are, and what a tile makes of them is not valid.
 inline constexpr int kStripSlack = 16;
 
 // in (pixels, rows of the matrix) times the matrix.

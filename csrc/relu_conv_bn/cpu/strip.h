@@ -62,9 +62,6 @@ struct StripScratch {
     grad_z = arena.take<T>(out_size);
     offsets = {arena.take<ptrdiff_t>(pixels), arena.take<ptrdiff_t>(pixels)};
     moments = arena.take<ChunkMoments<T>>(blocks);
-    // Tiles read the slack too; what they make of it is dropped, but it should cost no denormals.
-    __builtin_memset(in, 0, static_cast<size_t>(in_size) * sizeof(T));
-    __builtin_memset(grad_z, 0, static_cast<size_t>(out_size) * sizeof(T));
   }
 
  private:
