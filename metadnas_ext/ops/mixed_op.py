@@ -103,7 +103,9 @@ def batch_norms(candidates: Sequence[str], channels: int, stride: int = 1) -> tu
     )
 
 
-def _counts(candidates: Sequence[int], channels: int, stride: int, keep: int) -> tuple[int, int]:
+def _counts(
+    candidates: Sequence[int], channels: int, stride: int, keep: int
+) -> tuple[int, int]:
     """Pointwise results kept for the backward pass, and batch norms."""
     parts = [layers(PRIMITIVES[c], channels, stride) for c in candidates]
     per_part = [sum(isinstance(layer, BatchNorm) for layer in part) for part in parts]
