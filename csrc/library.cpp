@@ -2,9 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include "common/isa.h"
 #include "common/pool.h"
 #include "discretize/bindings.h"
-#include "mixed_op/cpu/isa.h"
 
 STABLE_TORCH_LIBRARY(metadnas_ext, m) {
   // x (G, N, H, W, C), weights (G, O), params (G, P), running (G, S, 2, C) in eval mode, counts (G)
@@ -32,6 +32,28 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
       "Tensor out, Tensor stats, Tensor z, Tensor? counts, int[] sources, int[] targets, "
       "int[] candidates, bool reduction, bool affine, float eps, int keep, bool training, "
       "bool need_s0, bool need_s1, bool need_params) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // x (G, N, H, W, Cin), params (G, P), running (G, 1, 2, C) in eval mode, counts (G)
+  // -> out (G, N, H', W', C), stats (G, 1, 2, C), normal: out before gamma and beta (affine only)
+  m.def(
+      "relu_conv_bn_forward(Tensor x, Tensor params, Tensor? running, Tensor? counts, "
+      "int channels, int stride, bool relu, bool affine, float eps) -> (Tensor, Tensor, Tensor)");
+  // -> gradients of x and params; empty (0) where not needed
+  m.def(
+      "relu_conv_bn_backward(Tensor grad_out, Tensor x, Tensor params, Tensor stats, "
+      "Tensor normal, Tensor? counts, int channels, int stride, bool relu, bool affine, "
+      "float eps, bool training, bool need_x, bool need_params) -> (Tensor, Tensor)");
+
+  // In place on the first k rows: rows, moments (G, ...), grad (k, ...), steps (G), rates of length
+  // k; clip: largest norm of a row of grad, 0 for none
+  m.def(
+      "adam_rows_(Tensor(a!) rows, Tensor grad, Tensor(b!) mean, Tensor(c!) square, "
+      "Tensor(d!) steps, float lr, float beta1, float beta2, float weight_decay, float eps, "
+      "float clip) -> ()");
+  m.def(
+      "sgd_rows_(Tensor(a!) rows, Tensor grad, Tensor(b!) velocity, float[] rates, "
+      "float momentum, float weight_decay, float clip) -> ()");
+
   // x (G, ...), weights (G) -> (...)
   m.def("weighted_mean(Tensor x, Tensor weights) -> Tensor");
 }

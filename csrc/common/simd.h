@@ -29,6 +29,12 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 inline constexpr int kLanes = METADNAS_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
+// Vectors that `channels` channels take.
+template <class T>
+constexpr int blocks_of(int channels) {
+  return (channels + kLanes<T> - 1) / kLanes<T>;
+}
+
 // Architectural vector registers: the kernels size their register tiles by it.
 inline constexpr int kRegisters = METADNAS_VECTOR_BYTES == 64 ? 32 : 16;
 
@@ -90,6 +96,25 @@ METADNAS_INLINE inline void store_first(T* p, Vec<T> v, int n) {
   T lanes[kLanes<T>];
   store(lanes, v);
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
+}
+
+template <class T>
+METADNAS_INLINE inline Vec<T> square_root(Vec<T> v) {
+  constexpr bool kSingle = sizeof(T) == 4;
+#if METADNAS_VECTOR_BYTES == 64
+  // The masked forms: GCC 12 takes the others for reading an uninitialised register.
+  if constexpr (kSingle) return (Vec<T>)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+  if constexpr (!kSingle) return (Vec<T>)_mm512_maskz_sqrt_pd(0xff, (__m512d)v);
+#elif METADNAS_VECTOR_BYTES == 32
+  if constexpr (kSingle) return (Vec<T>)_mm256_sqrt_ps((__m256)v);
+  if constexpr (!kSingle) return (Vec<T>)_mm256_sqrt_pd((__m256d)v);
+#elif defined(__x86_64__)
+  if constexpr (kSingle) return (Vec<T>)_mm_sqrt_ps((__m128)v);
+  if constexpr (!kSingle) return (Vec<T>)_mm_sqrt_pd((__m128d)v);
+#else
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = kSingle ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
+  return v;
 #endif
 }
 

@@ -1,7 +1,7 @@
 """Optimisers over the rows of a cohort's flat tensor.
 
 Clients with more steps come first, so the clients still training are always the first k rows; the
-others' parameters and moments stay as they are.
+others' parameters and moments stay as they are. A client's result is that of training alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
+
+from metadnas_ext.ops import adam_rows_, sgd_rows_
 
 
 class RowOptimizer(Protocol):
@@ -22,11 +23,7 @@ class RowOptimizer(Protocol):
 
 
 class RowAdam:
-    """Adam (Kingma and Ba, 2015), torch's own fused kernel on each row.
-
-    One call for all rows as a block would round the elements at a row's end, which do not fill a
-    vector register, in another way than for that row alone.
-    """
+    """Adam (Kingma and Ba, 2015); `clip` limits the norm of each row's gradient, 0: no limit."""
 
     def __init__(
         self,
@@ -35,36 +32,31 @@ class RowAdam:
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         eps: float = 1e-8,
+        clip: float = 0.0,
     ) -> None:
         self._rows = rows
         self._mean = torch.zeros_like(rows)
         self._square = torch.zeros_like(rows)
         self._steps = torch.zeros(len(rows))
         self._lr, self._betas, self._decay, self._eps = lr, betas, weight_decay, eps
+        self._clip = clip
 
     def load(self, mean: Tensor, square: Tensor, steps: Tensor) -> None:
         """Goes on from these moments and step counts (G), updating them in place."""
         self._mean, self._square, self._steps = mean, square, steps
 
     def step(self, grad: Tensor, active: int) -> None:
-        rows, mean, square, steps = (
-            list(t[:active].unbind()) for t in (self._rows, self._mean, self._square, self._steps)
-        )
-        adam(
-            rows,
-            list(grad.unbind()),
-            mean,
-            square,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
+        adam_rows_(
+            self._rows,
+            grad[:active],
+            self._mean,
+            self._square,
+            self._steps,
             lr=self._lr,
+            betas=self._betas,
             weight_decay=self._decay,
             eps=self._eps,
-            maximize=False,
+            clip=self._clip,
         )
 
 
@@ -72,28 +64,32 @@ class RowSGD:
     """SGD with momentum; the rate falls on a cosine over each client's own number of steps."""
 
     def __init__(
-        self, rows: Tensor, lr: float, momentum: float, weight_decay: float, steps: list[int]
+        self,
+        rows: Tensor,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        steps: list[int],
+        clip: float = 0.0,
     ) -> None:
         self._rows = rows
         self._velocity = torch.zeros_like(rows)
-        self._lr, self._momentum, self._decay = lr, momentum, weight_decay
+        self._lr, self._momentum, self._decay, self._clip = lr, momentum, weight_decay, clip
         self._total = steps
         self._done = 0
 
     def step(self, grad: Tensor, active: int) -> None:
-        rows, velocity = self._rows[:active], self._velocity[:active]
-        velocity.mul_(self._momentum).add_(grad).add_(rows, alpha=self._decay)
         rates = [
             self._lr * (1 + math.cos(math.pi * self._done / total)) / 2
             for total in self._total[:active]
         ]
-        shape = (active, *[1] * (rows.dim() - 1))
-        rows.sub_(velocity * torch.tensor(rates, dtype=rows.dtype).view(shape))
+        sgd_rows_(
+            self._rows,
+            grad[:active],
+            self._velocity,
+            rates,
+            momentum=self._momentum,
+            weight_decay=self._decay,
+            clip=self._clip,
+        )
         self._done += 1
-
-
-def clip_rows(grad: Tensor, limit: float) -> None:
-    """Scales each row of grad (G, P) to a norm of at most `limit`, in place; 0: no limit."""
-    if limit > 0:
-        norms = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-        grad.mul_((limit / (norms + 1e-6)).clamp(max=1.0))

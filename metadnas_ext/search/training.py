@@ -16,7 +16,7 @@ from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.nn.functional import correct, cross_entropy
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
 from metadnas_ext.search.objective import mixing_weights
-from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD, clip_rows
+from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
 
 
 class AlphaStep(Protocol):
@@ -46,8 +46,8 @@ class Training:
 
     def make(self, rows: Tensor, steps: list[int]) -> RowOptimizer:
         if self.optimizer == "sgd":
-            return RowSGD(rows, self.lr, self.momentum, self.weight_decay, steps)
-        return RowAdam(rows, self.lr, weight_decay=self.weight_decay)
+            return RowSGD(rows, self.lr, self.momentum, self.weight_decay, steps, clip=self.clip)
+        return RowAdam(rows, self.lr, weight_decay=self.weight_decay, clip=self.clip)
 
 
 def train(
@@ -81,7 +81,6 @@ def train(
         losses = cross_entropy(out.logits, batch.labels, batch.counts)  # (k)
         check_finite(losses, cohort, where)
         (grad,) = torch.autograd.grad(losses.sum(), theta)
-        clip_rows(grad, how.clip)
         optimizer.step(grad, active)
         plan.update_running(cohort.running[:active], out.stats, batch.sizes)
         total[:active] += losses.detach()

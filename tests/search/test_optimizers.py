@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD, clip_rows
+from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
 
 STEPS = [7, 4, 4, 1]
 """Of each client; most first, as in a cohort."""
@@ -127,20 +127,25 @@ def test_adam_goes_on_from_given_moments_and_updates_them() -> None:
     assert steps.tolist() == [4]
 
 
-@pytest.mark.parametrize("limit", [0.5, 5.0, 1e9])
+@pytest.mark.parametrize("limit", [0.0, 0.5, 5.0, 1e9])
 def test_clip_is_torchs_clip_of_each_row(limit: float) -> None:
-    grads = random_rows(4, WIDTH) * torch.tensor([[0.0], [0.01], [1.0], [100.0]])
-    clipped = grads.clone()
-    clip_rows(clipped, limit)
+    start = random_rows(4, WIDTH)
+    grads = random_rows(4, WIDTH, seed=1) * torch.tensor([[0.0], [0.01], [1.0], [100.0]])
+    rows = start.clone()
+    RowSGD(rows, 0.1, 0.0, 0.03, [1] * 4, clip=limit).step(grads, 4)
     for client in range(4):
-        parameter = torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True)
+        parameter = start[client].clone().requires_grad_()
         parameter.grad = grads[client].clone()
-        torch.nn.utils.clip_grad_norm_([parameter], limit)
-        torch.testing.assert_close(clipped[client], parameter.grad, rtol=1e-14, atol=0)
+        torch.nn.utils.clip_grad_norm_([parameter], limit or torch.inf)
+        torch.optim.SGD([parameter], 0.1, weight_decay=0.03).step()
+        torch.testing.assert_close(rows[client], parameter.detach(), rtol=1e-13, atol=1e-15)
 
 
-def test_no_clipping_at_zero() -> None:
-    grads = random_rows(2, WIDTH) * 1e6
-    clipped = grads.clone()
-    clip_rows(clipped, 0.0)
-    assert torch.equal(clipped, grads)
+def test_adam_clips_too() -> None:
+    """The first moment after one step is a tenth of the clipped gradient."""
+    grads = random_rows(2, WIDTH) * 100
+    rows, mean = torch.zeros_like(grads), torch.zeros_like(grads)
+    optimizer = RowAdam(rows, 0.1, clip=2.0)
+    optimizer.load(mean, torch.zeros_like(grads), torch.zeros(2))
+    optimizer.step(grads, 2)
+    torch.testing.assert_close((mean * 10).norm(dim=1), torch.full((2,), 2.0).double())

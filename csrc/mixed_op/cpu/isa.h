@@ -1,8 +1,7 @@
-// The instruction sets the kernels are compiled for, and the choice among them at run time.
+// The mixed operation's kernels of each instruction set, and the choice among them.
 #pragma once
 
-#include <string>
-
+#include "common/isa.h"
 #include "mixed_op/cpu/args.h"
 
 namespace metadnas {
@@ -26,11 +25,6 @@ const CpuKernels& cpu_kernels_baseline();
 const CpuKernels& cpu_kernels_avx2();
 const CpuKernels& cpu_kernels_avx512();
 #endif
-
-// The widest instruction set this processor has; the environment variable METADNAS_EXT_ISA
-// (avx512, avx2 or baseline) lowers it. Throws std::invalid_argument on another value, or on one
-// that this processor lacks.
-const std::string& cpu_isa();
 
 // Kernels for `channels` channels: vectors no wider than the channels can fill.
 template <class T>

@@ -1,0 +1,67 @@
+// What ReLU, 1x1 convolution and batch norm get: raw pointers and sizes, contiguous unless a stride
+// says so. Shared by every device; no torch headers.
+#pragma once
+
+#include <cstdint>
+
+namespace metadnas::relu_conv_bn {
+
+// x (G, N, H, W, Cin) -> (G, N, H', W', Cout). Stride 2 is a factorized reduce: the first half of
+// the outputs reads the grid of pixels (2h, 2w), the second half the grid (2h + 1, 2w + 1), zeros
+// outside of the image.
+struct Shape {
+  int64_t clients;
+  int64_t images;
+  int height;
+  int width;
+  int in_channels;
+  int out_channels;
+  int stride;
+
+  int out_height() const { return (height + stride - 1) / stride; }
+  int out_width() const { return (width + stride - 1) / stride; }
+  int64_t in_image() const { return int64_t{height} * width * in_channels; }
+  int64_t out_pixels() const { return int64_t{out_height()} * out_width(); }  // of one image
+  int grids() const { return stride; }
+  int grid_channels() const { return out_channels / stride; }
+  int64_t weights() const { return int64_t{out_channels} * in_channels; }
+};
+
+template <class T>
+struct Args {
+  Shape shape;
+  bool relu;  // before the convolution
+  bool affine;
+  bool training;  // batch statistics, and gradients through them
+  double eps;
+  const int64_t* counts;  // (G): images that count, per client; null: all N
+  const T* x;             // (G, N, H, W, Cin)
+  const T* params;        // (G, P): weights (Cout, Cin); affine: gamma, beta
+  int64_t params_stride;  // between clients
+  T* stats;               // (G, 1, 2, Cout) mean and biased variance; input in eval mode
+
+  int64_t count(int64_t client) const { return counts == nullptr ? shape.images : counts[client]; }
+};
+
+template <class T>
+struct ForwardArgs : Args<T> {
+  T* normal;  // (G, N, H', W', Cout) before gamma and beta
+  T* out;     // (G, N, H', W', Cout); not affine: the same memory as `normal`
+};
+
+template <class T>
+struct BackwardArgs : Args<T> {
+  const T* normal;    // of the forward pass
+  const T* grad_out;  // (G, N, H', W', Cout)
+  T* grad_x;          // (G, N, H, W, Cin); null: not wanted
+  T* grad_params;     // (G, P), contiguous; null: not wanted
+};
+
+// The kernels of one instruction set for one element type.
+template <class T>
+struct Kernels {
+  void (*forward)(const ForwardArgs<T>&);
+  void (*backward)(const BackwardArgs<T>&);
+};
+
+}  // namespace metadnas::relu_conv_bn
