@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
-#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
@@ -17,38 +16,51 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 
 constexpr size_t kSmallest = size_t{1} << 20;  // below, torch's own allocator does as well
 
+struct Block {
+  void* memory;
+  size_t size;
+};
+
 class Pool {
  public:
-  // At least `bytes`; a block more than a quarter too large is left for others.
+  // At least `bytes`: the smallest idle block that is at most a quarter too large, or a new one.
   void* acquire(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = idle_.lower_bound(bytes);
-    if (found != idle_.end() && found->first <= bytes + bytes / 4) {
-      void* block = found->second;
-      idle_bytes_ -= found->first;
-      used_[block] = found->first;
-      idle_.erase(found);
-      return block;
+    auto best = idle_.end();
+    for (auto it = idle_.begin(); it != idle_.end(); ++it) {
+      const bool fits = it->size >= bytes && it->size <= bytes + bytes / 4;
+      if (fits && (best == idle_.end() || it->size < best->size)) best = it;
     }
-    const size_t size = huge_rounded(bytes);
-    drop(size);
-    void* block = huge_alloc(size);
-    if (block == nullptr) throw std::bad_alloc();
-    used_[block] = size;
-    return block;
+    Block block;
+    if (best != idle_.end()) {
+      block = *best;
+      idle_.erase(best);
+      idle_bytes_ -= block.size;
+    } else {
+      block.size = huge_rounded(bytes);
+      make_room(block.size);
+      block.memory = huge_alloc(block.size);
+      if (block.memory == nullptr) throw std::bad_alloc();
+    }
+    used_[block.memory] = block.size;
+    used_bytes_ += block.size;
+    if (used_bytes_ > peak_bytes_) peak_bytes_ = used_bytes_;
+    return block.memory;
   }
 
-  void release(void* block) {
+  void release(void* memory) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = used_.find(block);
-    idle_.emplace(found->second, block);
+    const auto found = used_.find(memory);
+    idle_.push_back({memory, found->second});
     idle_bytes_ += found->second;
+    used_bytes_ -= found->second;
     used_.erase(found);
   }
 
   void release_idle() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    drop(idle_bytes_);
+    while (!idle_.empty()) drop_oldest();
+    peak_bytes_ = used_bytes_;
   }
 
   size_t idle_bytes() {
@@ -57,22 +69,24 @@ class Pool {
   }
 
  private:
-  // Frees idle blocks, the largest first, until `bytes` are free or none is left: the pool never
-  // holds more than what was once in use together.
-  void drop(size_t bytes) {
-    for (size_t freed = 0; freed < bytes && !idle_.empty();) {
-      const auto last = std::prev(idle_.end());
-      freed += last->first;
-      idle_bytes_ -= last->first;
-      std::free(last->second);
-      idle_.erase(last);
-    }
+  // The pool holds at most a quarter more than what was once in use together.
+  void make_room(size_t bytes) {
+    const size_t most = peak_bytes_ + peak_bytes_ / 4;
+    while (!idle_.empty() && used_bytes_ + idle_bytes_ + bytes > most) drop_oldest();
+  }
+
+  void drop_oldest() {
+    std::free(idle_.front().memory);
+    idle_bytes_ -= idle_.front().size;
+    idle_.erase(idle_.begin());
   }
 
   std::mutex mutex_;
-  std::multimap<size_t, void*> idle_;
+  std::vector<Block> idle_;  // in the order of their release
   std::map<void*, size_t> used_;
   size_t idle_bytes_ = 0;
+  size_t used_bytes_ = 0;
+  size_t peak_bytes_ = 0;
 };
 
 // Never destroyed: tensors may outlive everything else at exit.

@@ -24,6 +24,10 @@ class Block:
     def norms(self) -> tuple[BatchNorm, ...]:
         return tuple(layer for layer in self.parts if isinstance(layer, BatchNorm))
 
+    @property
+    def convolutions(self) -> tuple[Conv, ...]:
+        return tuple(layer for layer in self.parts if isinstance(layer, Conv))
+
 
 @dataclass(frozen=True)
 class CellPlan:

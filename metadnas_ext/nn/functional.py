@@ -1,7 +1,7 @@
-"""Layers around the mixed operations, with a client axis and channels last, in pure torch.
+"""The classifier and the loss, with a client axis, in pure torch.
 
-Activations are (G, N, H, W, C). `counts` (G) int64 says how many of the N images count for each
-client; the others hold arbitrary finite values and must not reach any statistic.
+`counts` (G) int64 says how many of the N images count for each client; the others hold arbitrary
+values and must not reach any result.
 """
 
 from __future__ import annotations
@@ -20,55 +20,6 @@ def check_images(x: Tensor, channels: int, clients: int | None) -> None:
     if x.dim() != len(lead) + 4 or x.shape[-3] != channels or x.shape[: len(lead)] != lead:
         expected = ", ".join(map(str, (*lead, "N", channels, "H", "W")))
         raise ValueError(f"x has shape {tuple(x.shape)}, expected ({expected})")
-
-
-def batch_norm(z: Tensor, running: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Normalises z (G, N, H, W, C) over N, H, W; returns it and the statistics (G, 1, 2, C).
-
-    running (G, 1, 2, C): eval mode. Statistics are mean and biased variance, not differentiable.
-    """
-    if running is not None:
-        mean, var = (t[:, None, None, None, :] for t in running[:, 0].unbind(1))
-        return (z - mean) * torch.rsqrt(var + EPS), running
-    positions = z.shape[2] * z.shape[3]
-    if counts is None:
-        mean = z.mean((1, 2, 3), keepdim=True)  # (G, 1, 1, 1, C)
-        centred = z - mean
-        var = centred.square().mean((1, 2, 3), keepdim=True)
-    else:
-        used = (torch.arange(z.shape[1]) < counts[:, None])[:, :, None, None, None]
-        total = (counts.clamp(min=1) * positions).to(z.dtype)[:, None, None, None, None]
-        mean = (z * used).sum((1, 2, 3), keepdim=True) / total
-        centred = (z - mean) * used
-        var = centred.square().sum((1, 2, 3), keepdim=True) / total
-    stats = torch.stack([mean.detach().flatten(1), var.detach().flatten(1)], 1)[:, None]
-    return centred * torch.rsqrt(var + EPS), stats
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (G, N, H, W, C) * weight (G, C) + bias (G, C)."""
-    return x * weight[:, None, None, None] + bias[:, None, None, None]
-
-
-def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """1x1 convolution: x (G, N, H, W, Cin), weight (G, Cout, Cin, ...) -> (G, N, H, W, Cout)."""
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])  # (G, N * H * W, Cin)
-    product = torch.bmm(rows, weight.flatten(2).transpose(1, 2))
-    return product.view(*x.shape[:-1], -1)
-
-
-def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution, padding 1: x (G, N, H, W, Cin), weight (G, Cout, Cin, 3, 3)."""
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-    patches = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (G, N, H, W, Cin, 3, 3)
-    return pointwise(patches.flatten(4), weight)
-
-
-def shifted_grids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second pixel from (0, 0) and from (1, 1), the latter zero-padded at odd sizes."""
-    height, width = x.shape[2:4]
-    shifted = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))[:, :, 1::2, 1::2]
-    return x[:, :, ::2, ::2], shifted
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor | None = None) -> Tensor:

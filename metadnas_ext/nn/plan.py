@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metadnas_ext import ops
 from metadnas_ext.nn import functional as fn
 from metadnas_ext.nn.blocks import Block, CellPlan
 from metadnas_ext.nn.layout import FlatLayout
-from metadnas_ext.ops import cell as cell_op
 from metadnas_ext.space import CellShape, NetworkShape
 from metadnas_ext.space.primitives import BatchNorm, Conv, parameter_shapes
 
@@ -202,14 +202,18 @@ class _Call:
         self._stats: list[Tensor] = []
 
     def stem(self, x: Tensor) -> Tensor:
-        (weight, gamma, beta), running = self._next(self.plan.stem)
-        return fn.affine(self._norm(fn.conv3x3(x, weight), running), gamma, beta)
+        params, running = next(self._slices)
+        out, stats = ops.conv3x3_bn(
+            x, params, self.plan.stem.channels, running=running, counts=self.counts
+        )
+        self._stats.append(stats)
+        return out
 
     def cell(self, plan: CellPlan, before_last: Tensor, last: Tensor) -> Tensor:
         first, second = plan.preprocess
         s0, s1 = self._preprocess(first, before_last), self._preprocess(second, last)
         params, running = next(self._slices)
-        out, stats = cell_op(
+        out, stats = ops.cell(
             s0,
             s1,
             self._mixing(plan),
@@ -225,14 +229,6 @@ class _Call:
         self._stats.append(stats)
         return out
 
-    def _mixing(self, plan: CellPlan) -> Tensor:
-        """Mixing weights of a cell's edges, (G, E, O)."""
-        if not plan.mixed:
-            return self._theta.new_ones(self._theta.shape[0], len(plan.sources), 1)
-        if self._weights is None:
-            raise ValueError("this network has mixed edges: weights must not be None")
-        return self._weights[int(plan.shape.reduction)]
-
     def head(self, features: Tensor) -> Tensor:
         views = FlatLayout(self.plan.head_shapes.items()).views(self._head)
         weight, bias = views["classifier.weight"], views["classifier.bias"]
@@ -241,21 +237,23 @@ class _Call:
     def statistics(self) -> Tensor:
         return torch.cat([s.flatten(1) for s in self._stats], dim=1)  # (G, R)
 
-    def _next(self, block: Block) -> tuple[list[Tensor], Tensor | None]:
-        """The block's parameters, shaped, and its running statistics."""
-        flat, running = next(self._slices)
-        layout = FlatLayout(parameter_shapes(block.parts).items())
-        return list(layout.views(flat).values()), running
-
-    def _norm(self, z: Tensor, running: Tensor | None) -> Tensor:
-        normal, stats = fn.batch_norm(z, running, self.counts)
-        self._stats.append(stats)
-        return normal
-
     def _preprocess(self, block: Block, x: Tensor) -> Tensor:
-        weights, running = self._next(block)
-        x = torch.relu(x)
-        if len(weights) == 1:
-            return self._norm(fn.pointwise(x, weights[0]), running)
-        halves = [fn.pointwise(g, w) for g, w in zip(fn.shifted_grids(x), weights, strict=True)]
-        return self._norm(torch.cat(halves, dim=-1), running)
+        params, running = next(self._slices)
+        out, stats = ops.relu_conv_bn(
+            x,
+            params,
+            block.channels,
+            stride=2 if len(block.convolutions) == 2 else 1,
+            running=running,
+            counts=self.counts,
+        )
+        self._stats.append(stats)
+        return out
+
+    def _mixing(self, plan: CellPlan) -> Tensor:
+        """Mixing weights of a cell's edges, (G, E, O)."""
+        if not plan.mixed:
+            return self._theta.new_ones(self._theta.shape[0], len(plan.sources), 1)
+        if self._weights is None:
+            raise ValueError("this network has mixed edges: weights must not be None")
+        return self._weights[int(plan.shape.reduction)]
