@@ -17,9 +17,11 @@ struct Clients {
 
 template <class T>
 struct MeanArgs {
-  Clients<T> from;
-  const double* share;  // (G), sums to 1
-  T* out;               // (P)
+  const T* const* rows;  // (G) of (P): clients of a share above 0
+  const double* share;   // (G), sums to 1
+  int64_t clients;
+  int64_t columns;
+  T* out;  // (P)
 };
 
 template <class T>

@@ -86,9 +86,8 @@ void gram_task(const GramArgs<T>& args, int64_t first, int64_t second, int64_t b
   Arena& arena = worker_arena();
   arena.reset(static_cast<size_t>(size(first) + size(second)) * sizeof(double));
   const GramBlock a{arena.take<double>(size(first)), first, count(first)};
-  const GramBlock b = first == second
-                          ? a
-                          : GramBlock{arena.take<double>(size(second)), second, count(second)};
+  const GramBlock b =
+      first == second ? a : GramBlock{arena.take<double>(size(second)), second, count(second)};
   for (int64_t i = 0; i < a.count; ++i) {
     for (int64_t j = 0; j < b.count; ++j) out[(first + i) * clients + second + j] = 0;
   }

@@ -23,7 +23,8 @@ namespace metadnas {
 const AggregateTable& aggregate_avx512() {
   static const AggregateTable table{
       {avx512::mean<float>, avx512::mixtures<float>, avx512::rank_mean<float>, avx512::gram<float>},
-      {avx512::mean<double>, avx512::mixtures<double>, avx512::rank_mean<double>, avx512::gram<double>},
+      {avx512::mean<double>, avx512::mixtures<double>, avx512::rank_mean<double>,
+       avx512::gram<double>},
   };
   return table;
 }

@@ -20,11 +20,12 @@ namespace metadnas {
 
 const AggregateTable& aggregate_baseline() {
   static const AggregateTable table{
-      {baseline::mean<float>, baseline::mixtures<float>, baseline::rank_mean<float>, baseline::gram<float>},
-      {baseline::mean<double>, baseline::mixtures<double>, baseline::rank_mean<double>, baseline::gram<double>},
+      {baseline::mean<float>, baseline::mixtures<float>, baseline::rank_mean<float>,
+       baseline::gram<float>},
+      {baseline::mean<double>, baseline::mixtures<double>, baseline::rank_mean<double>,
+       baseline::gram<double>},
   };
   return table;
 }
 
 }  // namespace metadnas
-

@@ -5,18 +5,23 @@
 
 namespace metadnas::METADNAS_ISA {
 
-inline constexpr int64_t kMeanColumns = 2048;  // whose sums stay in the first-level cache
-inline constexpr int kMeanRows = 4;            // clients read at a time
+inline constexpr int64_t kMeanColumns = 4096;  // whose sums stay near
+inline constexpr int kMeanRows = 8;            // clients read at a time
 
 // total += share * row for N clients in order: each sum is loaded and stored once for all of them.
+// `next`: the rows read after these, fetched meanwhile.
 template <int N, class T>
-METADNAS_INLINE inline void add_rows(const T* const* rows, const double* shares, int64_t width,
-                                     double* total) {
+METADNAS_INLINE inline void add_rows(const T* const* rows, const T* const* next,
+                                     const double* shares, int64_t width, double* total) {
+  constexpr int64_t kLine = 64 / sizeof(T);
   int64_t c = 0;
-  for (; c + kWide <= width; c += kWide) {
-    Vec<double> sum = load(total + c);
-    unroll<N>([&]<int I>() { sum += shares[I] * load_wide(rows[I] + c); });
-    store(total + c, sum);
+  for (; c + kLine <= width; c += kLine) {
+    unroll<N>([&]<int I>() { __builtin_prefetch(next[I] + c, 0, 2); });
+    unroll<kLine / kWide>([&]<int V>() {
+      Vec<double> sum = load(total + c + V * kWide);
+      unroll<N>([&]<int I>() { sum += shares[I] * load_wide(rows[I] + c + V * kWide); });
+      store(total + c + V * kWide, sum);
+    });
   }
   for (; c < width; ++c) {
     unroll<N>([&]<int I>() { total[c] += shares[I] * static_cast<double>(rows[I][c]); });
@@ -25,28 +30,33 @@ METADNAS_INLINE inline void add_rows(const T* const* rows, const double* shares,
 
 template <class T>
 void mean_strip(const MeanArgs<T>& args, int64_t begin) {
-  const int64_t width =
-      args.from.columns - begin < kMeanColumns ? args.from.columns - begin : kMeanColumns;
+  const int64_t left = args.columns - begin;
+  const int64_t width = left < kMeanColumns ? left : kMeanColumns;
   alignas(64) double total[kMeanColumns] = {};
-  const T* rows[kMeanRows];
-  double shares[kMeanRows];
-  int held = 0;
-  for (int64_t g = 0; g < args.from.clients; ++g) {
-    // 0 * NaN is NaN: a client of weight 0 must not reach the result.
-    if (args.share[g] == 0) continue;
-    rows[held] = args.from.row(g) + begin;
-    shares[held++] = args.share[g];
-    if (held < kMeanRows) continue;
-    add_rows<kMeanRows>(rows, shares, width, total);
-    held = 0;
+  // kMeanRows rows from client i on; past the last client, that one again.
+  const auto strips = [&](int64_t i, const T** rows) {
+    for (int64_t r = 0; r < kMeanRows; ++r) {
+      rows[r] = args.rows[i + r < args.clients ? i + r : args.clients - 1] + begin;
+    }
+  };
+  for (int64_t i = 0; i < args.clients; i += kMeanRows) {
+    const T *rows[kMeanRows], *next[kMeanRows];
+    strips(i, rows);
+    strips(i + kMeanRows, next);
+    const int64_t left = args.clients - i;
+    unroll<kMeanRows>([&]<int I>() {
+      constexpr int N = I + 1;
+      if (N == kMeanRows ? left >= N : left == N) {
+        add_rows<N>(rows, next, args.share + i, width, total);
+      }
+    });
   }
-  for (int i = 0; i < held; ++i) add_rows<1>(rows + i, shares + i, width, total);
   for (int64_t c = 0; c < width; ++c) args.out[begin + c] = static_cast<T>(total[c]);
 }
 
 template <class T>
 void mean(const MeanArgs<T>& args) {
-  parallel_for_each((args.from.columns + kMeanColumns - 1) / kMeanColumns,
+  parallel_for_each((args.columns + kMeanColumns - 1) / kMeanColumns,
                     [&](int64_t i) { mean_strip(args, i * kMeanColumns); });
 }
 

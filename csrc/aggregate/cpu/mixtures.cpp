@@ -39,8 +39,6 @@ Tensor mixtures(Tensor x, Tensor weights) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(metadnas_ext, CPU, m) {
-  m.impl("mixtures", TORCH_BOX(&mixtures));
-}
+STABLE_TORCH_LIBRARY_IMPL(metadnas_ext, CPU, m) { m.impl("mixtures", TORCH_BOX(&mixtures)); }
 
 }  // namespace metadnas

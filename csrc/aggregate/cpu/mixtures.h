@@ -5,10 +5,10 @@
 
 namespace metadnas::METADNAS_ISA {
 
-inline constexpr int kMixRows = 4;                                // mixtures of a register tile
-inline constexpr int kMixVectors = kRegisters == 32 ? 4 : 2;      // its columns, in vectors
+inline constexpr int kMixRows = 4;                            // mixtures of a register tile
+inline constexpr int kMixVectors = kRegisters == 32 ? 4 : 2;  // its columns, in vectors
 inline constexpr int64_t kMixTile = int64_t{kMixVectors} * kWide;
-inline constexpr int64_t kMixBytes = 256 * 1024;                  // a strip in the second-level cache
+inline constexpr int64_t kMixBytes = 256 * 1024;  // a strip in the second-level cache
 
 // A strip of all clients as doubles, (G, width) with width a multiple of kMixTile.
 struct Strip {

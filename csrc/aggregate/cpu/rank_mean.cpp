@@ -31,8 +31,6 @@ Tensor rank_mean(Tensor x, int64_t begin, int64_t end) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(metadnas_ext, CPU, m) {
-  m.impl("rank_mean", TORCH_BOX(&rank_mean));
-}
+STABLE_TORCH_LIBRARY_IMPL(metadnas_ext, CPU, m) { m.impl("rank_mean", TORCH_BOX(&rank_mean)); }
 
 }  // namespace metadnas

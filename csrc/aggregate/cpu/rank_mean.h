@@ -9,6 +9,9 @@ namespace metadnas::METADNAS_ISA {
 inline constexpr int64_t kRankBytes = 256 * 1024;  // a strip that stays in the second-level cache
 inline constexpr int64_t kRankColumns = 1024;
 inline constexpr int64_t kSortedClients = 24;  // up to here sorting beats selection
+inline constexpr int64_t kRowsAhead = 8;       // fetched before they are read
+template <class T>
+inline constexpr int64_t kLineValues = 64 / sizeof(T);  // of a cache line
 
 // Ranks [begin, end), from 0.
 struct Ranks {
@@ -122,6 +125,11 @@ void load_blocks(const Clients<T>& from, int64_t begin, int64_t width, T* blocks
   const int64_t live = from.columns - begin < width ? from.columns - begin : width;
   for (int64_t g = 0; g < from.clients; ++g) {
     const T* row = from.row(g) + begin;
+    // Rows are pages apart, where the processor does not fetch ahead by itself.
+    if (g + kRowsAhead < from.clients) {
+      const T* ahead = from.row(g + kRowsAhead) + begin;
+      for (int64_t c = 0; c < live; c += kLineValues<T>) __builtin_prefetch(ahead + c);
+    }
     T* to = blocks + g * kLanes<T>;
     int64_t c = 0;
     for (; c + kLanes<T> <= live; c += kLanes<T>) store(to + c * from.clients, load(row + c));
@@ -143,8 +151,8 @@ void rank_mean(const RankMeanArgs<T>& args) {
     load_blocks(from, begin, width, blocks);
     for (int64_t c = begin; c < begin + width && c < from.columns; c += kLanes<T>) {
       const int64_t live = from.columns - c < kLanes<T> ? from.columns - c : kLanes<T>;
-      mean_of_ranks(blocks + (c - begin) * from.clients, from.clients,
-                    Ranks{args.begin, args.end}, live, args.out + c);
+      mean_of_ranks(blocks + (c - begin) * from.clients, from.clients, Ranks{args.begin, args.end},
+                    live, args.out + c);
     }
   });
 }

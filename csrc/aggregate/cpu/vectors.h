@@ -1,6 +1,8 @@
 // What aggregation needs beside common/simd.h: widening loads and per-lane counting.
 #pragma once
 
+#include <type_traits>
+
 #include "common/simd.h"
 
 namespace metadnas::METADNAS_ISA {
@@ -18,15 +20,13 @@ using Narrow = typename NarrowOf<T>::type;
 // kWide elements as doubles.
 template <class T>
 METADNAS_INLINE inline Vec<double> load_wide(const T* p) {
+#if METADNAS_VECTOR_BYTES == 64
+  // GCC would convert the halves and join them.
+  if constexpr (sizeof(T) == 4) return (Vec<double>)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p));
+#endif
   Narrow<T> v;
   __builtin_memcpy(&v, p, sizeof(v));
   return __builtin_convertvector(v, Vec<double>);
-}
-
-template <class T>
-METADNAS_INLINE inline void store_narrow(T* p, Vec<double> v) {
-  const Narrow<T> narrow = __builtin_convertvector(v, Narrow<T>);
-  __builtin_memcpy(p, &narrow, sizeof(narrow));
 }
 
 // What a comparison of two Vec<T> gives: a signed integer of T's size a lane, all ones for true.
@@ -37,9 +37,14 @@ using MaskLane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 template <class T>
 METADNAS_INLINE inline bool any(Mask<T> mask) {
-  MaskLane<T> all = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) all |= mask[lane];
+#if METADNAS_VECTOR_BYTES == 64
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  const Mask<double> words = (Mask<double>)mask;
+  int64_t all = 0;
+  for (int i = 0; i < kWide; ++i) all |= words[i];
   return all != 0;
+#endif
 }
 
 // counts + 1 in the lanes where a < b.

@@ -13,10 +13,20 @@ constexpr const char* kOp = "weighted_mean";
 
 template <class T>
 void run(const Tensor& x, const Tensor& weights, Tensor& out) {
-  std::vector<double> share(static_cast<size_t>(x.size(0)));
-  scale_shares(kOp, "weights", weights.const_data_ptr<T>(), x.size(0), share.data());
-  aggregate_kernels().of<T>().mean(
-      {clients_of<T>(x), share.data(), static_cast<T*>(out.mutable_data_ptr())});
+  const Clients<T> from = clients_of<T>(x);
+  std::vector<double> share(static_cast<size_t>(from.clients));
+  scale_shares(kOp, "weights", weights.const_data_ptr<T>(), from.clients, share.data());
+  // 0 * NaN is NaN: a client of weight 0 must not reach the result.
+  std::vector<const T*> rows;
+  std::vector<double> counting;
+  for (int64_t g = 0; g < from.clients; ++g) {
+    if (share[g] == 0) continue;
+    rows.push_back(from.row(g));
+    counting.push_back(share[g]);
+  }
+  aggregate_kernels().of<T>().mean({rows.data(), counting.data(),
+                                    static_cast<int64_t>(rows.size()), from.columns,
+                                    static_cast<T*>(out.mutable_data_ptr())});
 }
 
 // x (G, ...), weights (G) -> (...)
