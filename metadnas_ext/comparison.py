@@ -1,8 +1,8 @@
 """Clients weighed by comparing them whole: over several tensors (G, ...) that together are one
 vector a client.
 
-Clients with a NaN or infinity are left out before anything is computed, so the others' weights are
-what they would be without them.
+Clients with a NaN or infinity are left out of everything: the others' weights are, to the bit, what
+they would be without them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from metadnas_ext import ops
-
-_NONE_LEFT = "updates have no finite client of a weight above 0"
 
 
 def multi_krum(compared: Sequence[Tensor], byzantine: int | None, select: int | None) -> Tensor:
@@ -37,8 +35,7 @@ def multi_krum(compared: Sequence[Tensor], byzantine: int | None, select: int | 
         )
     if select is not None and not 1 <= select <= clients:
         raise ValueError(f"select is {select}, expected 1 to {clients}, the number of clients")
-    finite = _finite(compared)
-    kept, products = _gram(compared, finite, finite)
+    kept, products = _gram(compared, torch.ones(clients, dtype=torch.bool))
     if byzantine is None:
         byzantine = _tolerable(len(kept))
     if select is None:
@@ -71,8 +68,9 @@ def geometric_median(
         raise ValueError(f"iterations is {iterations}, expected at least 1")
     if not 0 <= tolerance < torch.inf:
         raise ValueError(f"tolerance is {tolerance}, expected at least 0")
-    counting = _finite(compared) & (weights > 0)
-    kept, products = _gram(compared, counting, counting)
+    counting = weights > 0
+    kept, products = _gram([_rows(x, counting) for x in compared], counting[counting])
+    kept = counting.nonzero().flatten()[kept]
     found = ops.geometric_median_weights(products, weights[kept], smoothing, iterations, tolerance)
     return torch.zeros_like(weights).index_copy(0, kept, found)
 
@@ -91,8 +89,7 @@ def similarity(compared: Sequence[Tensor], weights: Tensor, temperature: float) 
     """
     if not 0 < temperature < torch.inf:
         raise ValueError(f"temperature is {temperature}, expected more than 0")
-    finite = _finite(compared)
-    kept, products = _gram(compared, finite, finite & (weights > 0))
+    kept, products = _gram(compared, weights > 0)
     giving = torch.zeros_like(weights).index_copy(0, kept, weights[kept])  # (G)
     shares = (giving / giving.sum()).repeat(len(weights), 1)  # (G, G)
     found = ops.similarity_weights(products, weights[kept], temperature)
@@ -107,35 +104,30 @@ def _tolerable(clients: int) -> int:
     return max((clients - 3) // 2, 0)
 
 
-def _finite(compared: Sequence[Tensor]) -> Tensor:
-    """(G): whether all of a client's numbers are finite."""
-    finite = torch.ones(compared[0].shape[0], dtype=torch.bool)
-    for x in compared:
-        if x.numel() > 0:
-            least, most = torch.aminmax(x.reshape(x.shape[0], -1), dim=1)  # NaN stays NaN
-            finite &= least.isfinite() & most.isfinite()
-    return finite
+def _gram(compared: Sequence[Tensor], counting: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices (K) of the finite clients, and their scalar products (K, K).
 
+    They are taken about the coordinate median of those that count: unlike the mean, it stays among
+    the many whatever a few send, so the distances of the many keep their digits. A client is not
+    finite, too, where its products overflow float64.
 
-def _gram(compared: Sequence[Tensor], kept: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """The indices (K) of the clients in `kept`, and their scalar products (K, K).
-
-    They are taken about the coordinate median of the clients in `near`: unlike the mean, it stays
-    among the many whatever a few send, so the distances of the many keep their digits. Clients
-    whose products overflow float64 are left out like those that are not finite.
+    Args:
+        compared: tensors (G, ...).
+        counting: (G), which clients are of a weight above 0.
     """
-    if not near.any():
-        raise ValueError(_NONE_LEFT)
-    indices = kept.nonzero().flatten()
-    products = torch.zeros(len(indices), len(indices), dtype=torch.float64)
-    for x in compared:
-        products += ops.gram(_rows(x, kept), ops.median(_rows(x, near)))
-    representable = products.diagonal().isfinite()
-    if not representable.all():
-        indices, products = indices[representable], products[representable][:, representable]
-        if len(indices) == 0:
-            raise ValueError(_NONE_LEFT)
-    return indices, products
+    kept = torch.ones_like(counting)
+    while (kept & counting).any():
+        size = int(kept.sum())
+        products = torch.zeros(size, size, dtype=torch.float64)
+        for x in compared:
+            # Where most clients are not finite, neither is their median.
+            origin = ops.median(_rows(x, kept & counting)).nan_to_num(0, 0, 0)
+            products += ops.gram(_rows(x, kept), origin)
+        finite = products.diagonal().isfinite()
+        if finite.all():
+            return kept.nonzero().flatten(), products
+        kept[kept.clone()] = finite  # once more, as if the others had sent nothing
+    raise ValueError("updates have no finite client of a weight above 0")
 
 
 def _rows(x: Tensor, mask: Tensor) -> Tensor:

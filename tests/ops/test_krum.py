@@ -89,6 +89,13 @@ def test_clients_that_are_not_finite_are_left_out(how, value):
     assert torch.equal(aggregate(poisoned, how=how), aggregate(x, how=how))
 
 
+def test_most_clients_are_not_finite():
+    x = normal(9)
+    x[:6, 3] = torch.nan
+    x[2:6, 4] = torch.inf
+    assert torch.equal(aggregate(x, how="krum"), aggregate(x[6:], how="krum"))
+
+
 def test_products_that_overflow():
     x = normal(7, dtype=torch.float64)
     x[2] *= 1e200
