@@ -56,7 +56,7 @@ def test_equals_sorting(clients, dtype):
         assert_rank_mean(normal(clients, dtype=dtype), begin, end)
 
 
-@pytest.mark.parametrize("clients", [1, 2, 9, 24, 25, 40, 101])
+@pytest.mark.parametrize("clients", [1, 2, 9, 24, 64, 65, 101])
 def test_every_rank(clients):
     x = normal(clients, 5)
     for begin in range(clients):
@@ -65,7 +65,7 @@ def test_every_rank(clients):
 
 
 @pytest.mark.parametrize("columns", [1, 2, 15, 16, 17, 31, 255, 1023, 1024, 1025, 3001])
-@pytest.mark.parametrize("clients", [3, 30, 300])
+@pytest.mark.parametrize("clients", [3, 30, 66, 300])
 def test_any_number_of_columns(clients, columns):
     assert_rank_mean(normal(clients, columns), clients // 3, clients // 2 + 1)
 
@@ -98,7 +98,7 @@ VALUES = {
 
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("clients", [7, 24, 25, 64, 501])
+@pytest.mark.parametrize("clients", [7, 64, 65, 150, 501])
 def test_values(clients, dtype, values):
     x = VALUES[values](normal(clients, 40, dtype))
     for begin, end in ranks(clients):
@@ -108,7 +108,7 @@ def test_values(clients, dtype, values):
 
 
 @pytest.mark.parametrize("mean", RANK_MEANS)
-@pytest.mark.parametrize("clients", [9, 49])
+@pytest.mark.parametrize("clients", [9, 97])
 def test_nan_sorts_last(mean, clients):
     x = normal(clients, 20)
     for column in range(20):
@@ -120,7 +120,7 @@ def test_nan_sorts_last(mean, clients):
     assert result.isnan().tolist() == [column > middle for column in range(20)]
 
 
-@pytest.mark.parametrize("clients", [9, 49])
+@pytest.mark.parametrize("clients", [9, 97])
 def test_trimmed_nan_is_gone_and_others_are_seen(clients):
     x = normal(clients, 3)
     cut = clients // 4
@@ -131,7 +131,7 @@ def test_trimmed_nan_is_gone_and_others_are_seen(clients):
     assert_rank_mean(x, cut, clients - cut)
 
 
-@pytest.mark.parametrize("clients", [1, 2, 3, 10, 24, 25, 26, 99, 100])
+@pytest.mark.parametrize("clients", [1, 2, 3, 10, 64, 65, 66, 99, 100])
 def test_median_is_numpys(clients):
     x = normal(clients)
     np.testing.assert_allclose(median(x), np.median(x.double(), axis=0), rtol=2e-7)
@@ -168,7 +168,7 @@ def test_order_of_clients_and_threads(clients):
     assert torch.equal(median(x), median(x.flip(0)))
 
 
-@pytest.mark.parametrize("clients", [5, 8, 30, 31])
+@pytest.mark.parametrize("clients", [5, 8, 90, 91])
 def test_equals_the_twin(clients):
     x = normal(clients, 50, torch.float64)
     for begin, end in ranks(clients):
@@ -182,7 +182,7 @@ def test_operator_promises():
 
 
 def test_compiles():
-    x = normal(30)
+    x = normal(70)
     compiled = torch.compile(median, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), median(x))
 

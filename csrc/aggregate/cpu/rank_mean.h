@@ -8,7 +8,7 @@ namespace metadnas::METADNAS_ISA {
 
 inline constexpr int64_t kRankBytes = 256 * 1024;  // a strip that stays in the second-level cache
 inline constexpr int64_t kRankColumns = 1024;
-inline constexpr int64_t kSortedClients = 24;  // up to here sorting beats selection
+inline constexpr int64_t kSortedClients = 64;  // up to here sorting beats selection
 inline constexpr int64_t kRowsAhead = 8;       // fetched before they are read
 template <class T>
 inline constexpr int64_t kLineValues = 64 / sizeof(T);  // of a cache line
