@@ -22,7 +22,7 @@ def direct_distances(x):
 @pytest.mark.parametrize(
     ("clients", "columns"),
     [(1, 1), (2, 7), (3, 8), (4, 255), (5, 256), (6, 257), (7, 3001), (9, 0), (70, 100), (255, 33),
-     (256, 9), (257, 300), (600, 17)],
+     (256, 9), (257, 300), (600, 17), (4, 20_001)],
 )  # fmt: skip
 def test_equals_numpy(products, clients, columns, dtype):
     x, origin = normal(clients, columns, dtype), normal(1, columns, dtype, seed=1)[0]
