@@ -62,23 +62,14 @@ METADNAS_INLINE inline void sum_between(const Tile<T>& tile, const T* low, const
   }
 }
 
-// By selection of the two end values; everything between them counts once.
+// The mean of more than two ranks: everything strictly between the two end values counts once.
 template <class T>
-void selected_mean(const Columns<T>& columns, Ranks ranks, double* out) {
-  const Tile<T>& tile = columns.tile;
+void mean_between(const Tile<T>& tile, Ranks ranks, Vec<T> a, Vec<T> b, double* out) {
   alignas(64) T low[kLanes<T>], high[kLanes<T>];
-  const Vec<T> a = select_rank(tile, ranks.begin, columns.least, columns.most);
-  const Mask<T> above_a = tile.count_above(a);
-  Vec<T> b = a;
-  if (ranks.count() == 2) {  // the next value needs no second search
-    const Mask<T> repeated = above_a <= static_cast<MaskLane<T>>(tile.clients - ranks.end);
-    b = repeated ? a : tile.least_above(a);
-  } else if (ranks.count() > 2) {
-    b = select_rank(tile, ranks.end - 1, a, columns.most);
-  }
-  const Mask<T> below_b = tile.count_below(b);
   store(low, a);
   store(high, b);
+  const Mask<T> above_a = tile.above(a).first;
+  const Mask<T> below_b = tile.count_below(b);
   sum_between(tile, low, high, out);
   for (int i = 0; i < kLanes<T>; ++i) {
     const double first = static_cast<double>(low[i]);
@@ -88,6 +79,26 @@ void selected_mean(const Columns<T>& columns, Ranks ranks, double* out) {
     const double lasts = static_cast<double>(ranks.end - below_b[i]);
     const double total = out[i] + first * firsts + last * lasts;
     out[i] = first == last ? first : total / static_cast<double>(ranks.count());
+  }
+}
+
+template <class T>
+void selected_mean(const Columns<T>& columns, Ranks ranks, double* out) {
+  const Tile<T>& tile = columns.tile;
+  const Vec<T> a = select_rank(tile, ranks.begin, columns.least, columns.most);
+  if (ranks.count() > 2) {
+    const Vec<T> b = select_rank(tile, ranks.end - 1, columns.least, columns.most);
+    return mean_between(tile, ranks, a, b, out);
+  }
+  Vec<T> b = a;
+  if (ranks.count() == 2) {  // the next value needs no second search
+    const auto [count, next] = tile.above(a);
+    b = count <= static_cast<MaskLane<T>>(tile.clients - ranks.end) ? a : next;
+  }
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const double first = static_cast<double>(a[i]);
+    const double last = static_cast<double>(b[i]);
+    out[i] = first == last ? first : (first + last) / 2;
   }
 }
 
