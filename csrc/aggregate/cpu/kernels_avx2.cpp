@@ -2,6 +2,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "aggregate/cpu/kernels.h"

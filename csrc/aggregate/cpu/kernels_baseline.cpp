@@ -1,6 +1,7 @@
 // The aggregation kernels for whatever the compiler targets by default (SSE2, NEON).
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "aggregate/cpu/kernels.h"
