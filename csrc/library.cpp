@@ -56,6 +56,12 @@ STABLE_TORCH_LIBRARY(metadnas_ext, m) {
 
   // x (G, ...), weights (G) -> (...)
   m.def("weighted_mean(Tensor x, Tensor weights) -> Tensor");
+  // x (G, ...), weights (M, G) -> (M, ...): a weighted mean for each row of weights
+  m.def("mixtures(Tensor x, Tensor weights) -> Tensor");
+  // x (G, ...) -> (...): mean of the values of rank begin to end - 1 over the clients
+  m.def("rank_mean(Tensor x, int begin, int end) -> Tensor");
+  // x (G, ...), origin (...) -> (G, G) float64: products of the clients about the origin
+  m.def("gram(Tensor x, Tensor origin) -> Tensor");
 }
 
 PYBIND11_MODULE(_C, m) {
