@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -10,8 +11,11 @@
 namespace metadnas {
 
 void parallel_for_each(int64_t n, void (*body)(void* context, int64_t i), void* context) {
-  torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(context, i);
+  // Threads take the next task when they are done with one: on a shared machine they are never
+  // equally fast.
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, n, 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < n; i = next++) body(context, i);
   });
 }
 
