@@ -53,7 +53,8 @@ struct MiddleSink {
     Vec<T> s[2] = {}, q[2] = {};
     auto take = [&]<int t>(int lanes) METADNAS_INLINE {
       const Vec<T> grad = relu_grad(load(r + t * L), acc[t]);
-      store_first(middle + start + t * channels, grad, lanes);
+      T* to = middle + start + t * channels;
+      context.streaming ? store_streaming(to, grad) : store_first(to, grad, lanes);
       s[t % 2] += grad;
       q[t % 2] += grad * (load_first(z + start + t * channels, lanes) - m);
     };
@@ -132,6 +133,7 @@ void backward_second_halves(const MixedOpBackward<T>& args, const Context<T>& co
                         totals);
     }
   }
+  finish_streaming();
 }
 
 }  // namespace metadnas::METADNAS_ISA

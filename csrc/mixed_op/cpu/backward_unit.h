@@ -63,8 +63,6 @@ void strip_grad_z(const Context<T>& context, const UnitGradient<T>& from, ptrdif
   const ptrdiff_t channels = context.geometry.channels;
   const T* grad = from.grad + pixel * from.pitch;
   const T* z = from.z + pixel * channels;
-  prefetch(z + pixels * channels, pixels * channels);
-  prefetch(grad + pixels * from.pitch, pixels * from.pitch);
   for (int block = 0; block < context.layout.blocks; ++block) {
     const int live = context.layout.live(block);
     const int at = block * L;
@@ -73,6 +71,9 @@ void strip_grad_z(const Context<T>& context, const UnitGradient<T>& from, ptrdif
     T* to = dz + block * plane;
     auto fill = [&](int lanes) METADNAS_INLINE {
       for (int p = 0; p < pixels; ++p) {
+        // The next strip is asked for meanwhile.
+        prefetch(grad + (p + pixels) * from.pitch + at, 1);
+        prefetch(z + (p + pixels) * channels + at, 1);
         const Vec<T> g = load_first(grad + p * from.pitch + at, lanes);
         const Vec<T> v = load_first(z + p * channels + at, lanes);
         store(to + p * L, scale * g + (slope * (v - mean) + shift));
