@@ -154,6 +154,27 @@ METADNAS_INLINE inline void prefetch(const T* p, ptrdiff_t count) {
   for (ptrdiff_t i = 0; i < count; i += kLine) __builtin_prefetch(p + i, 0, 2);
 }
 
+// The larger of two values, of equal ones b; b if either is NaN: one instruction.
+template <class T>
+METADNAS_INLINE inline Vec<T> larger(Vec<T> a, Vec<T> b) {
+#if METADNAS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)a, (__m512)b);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#endif
+  return a > b ? a : b;
+}
+
+// Whether any lane is NaN.
+template <class V>
+METADNAS_INLINE inline bool any_nan(V v) {
+  bool found = false;
+  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) found |= v[i] != v[i];
+  return found;
+}
+
 // max(a, b) that keeps a NaN from either side, as PyTorch's pooling does.
 template <class V>
 METADNAS_INLINE inline V max_nan(V a, V b) {

@@ -11,6 +11,7 @@ from torch import Tensor
 from metadnas_ext._native import REFERENCE
 from metadnas_ext.ops import reference
 from metadnas_ext.ops.mixed_op import check_keep, kept_and_norms
+from metadnas_ext.ops.precision import half_dtype, in_single
 from metadnas_ext.space.primitives import check_primitive
 
 CELL_INPUTS = 2
@@ -39,7 +40,7 @@ def cell(
     leave one state share its relu, pools and gradient; they add straight into their nodes.
 
     Args:
-        s0: (G, N, H, W, C) first input, channels last, float32 or float64.
+        s0: (G, N, H, W, C) first input, channels last; precisions as of `mixed_op`.
         s1: second input, of the same shape.
         weights: (G, E, O) mixing weights; 1 on the only candidate of a discrete edge.
         params: (G, P) packed parameters edge by edge, each as of `mixed_op`.
@@ -62,6 +63,23 @@ def cell(
         raise ValueError(f"candidates has {numbers} for {len(sources)} edges, expected one number")
     flat = [index for edge in indices for index in edge]
     level = check_keep(keep, s0, s1, weights, params)
+    half = half_dtype(s0)
+    if half is not None:
+
+        def single(
+            s0: Tensor, s1: Tensor, weights: Tensor, params: Tensor, running: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            return cell(
+                *(s0, s1, weights, params, sources, targets, candidates),
+                reduction=reduction,
+                affine=affine,
+                running=running,
+                counts=counts,
+                eps=eps,
+                keep=keep,
+            )
+
+        return in_single(single, half, s0, s1, weights, params, running)
     if REFERENCE:
         out, stats = reference.cell(
             *(s0, s1, weights, params, running, counts),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metadnas_ext._native import REFERENCE
 from metadnas_ext.ops import reference
+from metadnas_ext.ops.precision import half_dtype, in_single
 from metadnas_ext.space.primitives import (
     PRIMITIVES,
     BatchNorm,
@@ -41,7 +42,8 @@ def mixed_op(
     given (softmax, sigmoid, one-hot, ... of the architecture parameters).
 
     Args:
-        x: (G, N, H, W, C) activations, channels last, float32 or float64.
+        x: (G, N, H, W, C) activations, channels last. float32 and float64 are computed as they are,
+            bfloat16 and float16 in float32; under autocast the result is in autocast's precision.
         weights: (G, O) mixing weights, one per candidate.
         params: (G, P) packed parameters of all candidates, see `packed_shapes`.
         candidates: distinct names from `PRIMITIVES`, in any order.
@@ -70,6 +72,23 @@ def mixed_op(
     """
     indices = [check_primitive(name) for name in candidates]
     level = check_keep(keep, x, weights, params)
+    half = half_dtype(x)
+    if half is not None:
+
+        def single(
+            x: Tensor, weights: Tensor, params: Tensor, running: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            return mixed_op(
+                *(x, weights, params, candidates),
+                stride=stride,
+                affine=affine,
+                running=running,
+                counts=counts,
+                eps=eps,
+                keep=keep,
+            )
+
+        return in_single(single, half, x, weights, params, running)
     if REFERENCE:
         out, stats = reference.mixed_op(
             x, weights, params, running, counts, indices, stride, affine, eps

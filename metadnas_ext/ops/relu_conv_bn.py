@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metadnas_ext._native import REFERENCE
-from metadnas_ext.ops import reference_layers
+from metadnas_ext.ops import reference, reference_layers
+from metadnas_ext.ops.precision import half_dtype, in_single
 
 
 def relu_conv_bn(
@@ -31,7 +32,7 @@ def relu_conv_bn(
     (2h + 1, 2w + 1), with zeros behind an odd size.
 
     Args:
-        x: (G, N, H, W, Cin) activations, channels last, float32 or float64.
+        x: (G, N, H, W, Cin) activations, channels last; precisions as of `mixed_op`.
         params: (G, P) packed parameters: the weight (channels, Cin) row by row (at stride 2 conv_1
             and conv_2, one behind the other), then with `affine` gamma and beta, as the layers of
             `space.primitives` are packed.
@@ -57,6 +58,21 @@ def relu_conv_bn(
     Raises:
         RuntimeError: on wrong shapes, dtypes or devices, naming the argument.
     """
+    half = half_dtype(x)
+    if half is not None:
+
+        def single(x: Tensor, params: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor]:
+            return relu_conv_bn(
+                *(x, params, channels),
+                stride=stride,
+                relu=relu,
+                affine=affine,
+                running=running,
+                counts=counts,
+                eps=eps,
+            )
+
+        return in_single(single, half, x, params, running)
     if REFERENCE:
         out, stats = reference_layers.relu_conv_bn(
             x, params, running, counts, channels, stride, relu, affine, eps
@@ -144,11 +160,14 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     out, stats, normal = output
     *_, affine, _ = ctx.rest
     ctx.training = running is None
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats, normal)
     ctx.save_for_backward(x, params, stats, normal if affine else out, counts)
 
 
-def _backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 9
     x, params, stats, normal, counts = ctx.saved_tensors
     needs = ctx.needs_input_grad[:2]
     grads = torch.ops.metadnas_ext.relu_conv_bn_backward(
@@ -162,42 +181,18 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     grad_out, x, params, stats, _, counts, *rest = inputs
     *ctx.rest, ctx.training, need_x, need_params = rest
     ctx.needs = (need_x, need_params)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad_out, x, params, stats, counts)
 
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradient of the backward pass: the twin's first gradient, differentiated by autograd.
+    *tensors, stats, counts = ctx.saved_tensors
+    running = None if ctx.training else stats
 
-    stats and normal are functions of x and params, and the twin makes them anew, so all of the
-    gradient arrives at grad_out, x and params. Built of differentiable operators on the saved
-    tensors: with create_graph it can be differentiated again.
-    """
-    grad_out, x, params, stats, counts = ctx.saved_tensors
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, because grad_out may itself depend on x: only the direct path counts here.
-        leaves = [
-            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in (grad_out, x, params)
-        ]
-        running = None if ctx.training else stats
-        out, _ = reference_layers.relu_conv_bn(leaves[1], leaves[2], running, counts, *ctx.rest)
-        first = torch.autograd.grad(
-            out, leaves[1:], leaves[0], create_graph=True, materialize_grads=True
-        )
-        used = [
-            (f, g)
-            for f, g, need in zip(first, grads, ctx.needs, strict=True)
-            if need and g is not None and f.requires_grad
-        ]
-        if not used:
-            return (None,) * 14
-        second = torch.autograd.grad(
-            torch.stack([(f * g).sum() for f, g in used]).sum(),
-            leaves,
-            create_graph=create_graph,
-            materialize_grads=True,
-        )
+    def function(x: Tensor, params: Tensor) -> Tensor:
+        return reference_layers.relu_conv_bn(x, params, running, counts, *ctx.rest)[0]
+
+    second = reference.double_backward(function, tensors, grads, ctx.needs)
     return (*second, *(None,) * 11)
 
 

@@ -28,7 +28,7 @@ def zeros(*shape, dtype=torch.float64):
     [
         ({"x": zeros(3, 4, 5, 4)}, r"x has shape (3, 4, 5, 4), expected (G, N, H, W, C)"),
         ({"x": zeros(2, 0, 4, 5, 4)}, "x has shape (2, 0, 4, 5, 4), expected every size to be at"),
-        ({"x": zeros(2, 3, 4, 5, 4, dtype=torch.half)}, "x is Half, expected Float or Double"),
+        ({"x": zeros(2, 3, 4, 5, 4, dtype=torch.cfloat)}, "x is ComplexFloat, expected Float or D"),
         ({"x": zeros(2, 3, 4, 5, 4, dtype=torch.int64)}, "x is Long, expected Float or Double"),
         ({"x": zeros(2, 3, 4, 5, 4, dtype=torch.float32)}, "weights is Double, expected Float"),
         ({"weights": zeros(8)}, "weights has shape (8), expected (2, 8)"),

@@ -125,7 +125,7 @@ def zeros(*shape, dtype=torch.float64):
     [
         ({"x": zeros(3, 4, 5, 4)}, "x has shape (3, 4, 5, 4), expected (G, N, H, W, C)"),
         ({"x": zeros(2, 0, 4, 5, 4)}, "x has shape (2, 0, 4, 5, 4), expected every size to be at"),
-        ({"x": zeros(2, 3, 4, 5, 4).half()}, "x is Half, expected Float or Double"),
+        ({"x": zeros(2, 3, 4, 5, 4).cfloat()}, "x is ComplexFloat, expected Float or Double"),
         ({"x": zeros(2, 3, 4, 5, 4).float()}, "params is Double, expected Float as x"),
         ({"params": zeros(2, 9)}, "params has shape (2, 9), expected (2, 24)"),
         ({"params": zeros(24)}, "params has shape (24), expected (2, 24)"),

@@ -76,14 +76,18 @@ struct PoolScratch {
 };
 
 // Whether v takes the place of the best so far, as PyTorch decides: later equal values do not, a
-// NaN always does.
-template <class V>
+// NaN always does. Only kExact looks for NaN.
+template <bool kExact, class V>
 METADNAS_INLINE inline auto takes_over(V v, V best) {
-  return (v > best) | (v != v);
+  if constexpr (kExact) {
+    return (v > best) | (v != v);
+  } else {
+    return v > best;
+  }
 }
 
 // Maximum, its column and the sum of the up to three columns around each output column.
-template <class T>
+template <bool kExact, class T>
 void pool_columns(const Geometry& g, const T* line, ptrdiff_t pitch, int live,
                   const typename PoolScratch<T>::Input& to) {
   constexpr int L = kLanes<T>;
@@ -94,7 +98,7 @@ void pool_columns(const Geometry& g, const T* line, ptrdiff_t pitch, int live,
     Vec<T> sum = best;
     for (int d = first + 1; d <= last; ++d) {
       const Vec<T> v = load_first(middle + d * pitch, lanes);
-      const auto wins = takes_over(v, best);
+      const auto wins = takes_over<kExact>(v, best);
       best = wins ? v : best;
       which = wins ? splat(static_cast<T>(d + 1)) : which;
       sum += v;
@@ -125,48 +129,87 @@ struct PoolSources {
   int edge_count;
 };
 
-// Output row `h`: winners, and the gradients that reach each pooled value. Input rows below
-// `ready` have been reduced before.
+// An edge's own part in the gradients of output row `h`.
 template <class T>
-void pool_gather_row(const Geometry& g, const PoolSources<T>& from, int h, int& ready,
-                     const PoolScratch<T>& scratch) {
+void add_edge(const PoolEdge<T>& edge, int live, int h, const PoolShare<T>& share_of,
+              const Geometry& g, const typename PoolScratch<T>::Output& to) {
   constexpr int L = kLanes<T>;
+  const ptrdiff_t pitch = edge.pitch;
+  const T* grad = edge.grad + h * g.out_width * pitch;
+  const Vec<T> max_scale = edge.max_scale, mean_scale = edge.mean_scale;
+  T* grad_max = to.grad_max + L;
+  T* grad_mean = to.grad_mean + L;
+  const int width = g.out_width;
+  auto add = [&](int lanes) METADNAS_INLINE {
+    for (int w = 0; w < width; ++w) {
+      const Vec<T> v = load_first(grad + w * pitch, lanes);
+      store(grad_max + w * L, load(grad_max + w * L) + max_scale * v);
+      store(grad_mean + w * L, load(grad_mean + w * L) + mean_scale * v * share_of(w));
+    }
+  };
+  live == L ? add(L) : add(live);
+}
+
+// Winners of an output row, and the gradients that reach each pooled value, from kRows reduced
+// input rows. `first_tap`: that of the first row. Returns whether every sum is finite: if not, only
+// the exact variant is right.
+template <int kRows, bool kExact, class T>
+bool pool_gather_rows(const Geometry& g, const PoolSources<T>& from, int h, int first_tap,
+                      const typename PoolScratch<T>::Input (&in)[3],
+                      const typename PoolScratch<T>::Output& to) {
+  constexpr int L = kLanes<T>;
+  const PoolShare<T> share_of(g, kRows);
+  Vec<T> check{};  // NaN as soon as a sum is not finite
+  for (int w = 0; w < g.out_width; ++w) {
+    Vec<T> best = load(in[0].best + w * L);
+    Vec<T> tap = load(in[0].which + w * L) + splat(static_cast<T>(first_tap));
+    Vec<T> sum = load(in[0].sum + w * L);
+    unroll<kRows - 1>([&]<int i>() METADNAS_INLINE {
+      const Vec<T> v = load(in[i + 1].best + w * L);
+      const auto wins = takes_over<kExact>(v, best);
+      const Vec<T> its =
+          load(in[i + 1].which + w * L) + splat(static_cast<T>(first_tap + 3 * i + 3));
+      best = wins ? v : best;
+      tap = wins ? its : tap;
+      sum += load(in[i + 1].sum + w * L);
+    });
+    check += sum * T{0};
+    const T share = share_of(w);
+    store(to.winner + (w + 1) * L, tap);
+    store(to.grad_max + (w + 1) * L, from.max_grad(best));
+    store(to.grad_mean + (w + 1) * L, from.mean_grad(sum * share) * share);
+  }
+  for (int e = 0; e < from.edge_count; ++e) add_edge(from.edges[e], from.live, h, share_of, g, to);
+  return !any_nan(check);
+}
+
+// Output row `h`; input rows below `ready` have been reduced before.
+template <bool kExact, class T>
+bool pool_gather_pass(const Geometry& g, const PoolSources<T>& from, int h, int& ready,
+                      const PoolScratch<T>& scratch) {
   const int center = h * g.stride;
   const int top = center > 0 ? center - 1 : 0;
   const int bottom = center < g.height - 1 ? center + 1 : center;
   for (; ready <= bottom; ++ready) {
-    pool_columns(g, from.x + ready * g.width * from.pitch, from.pitch, from.live,
-                 scratch.input(ready));
+    pool_columns<kExact>(g, from.x + ready * g.width * from.pitch, from.pitch, from.live,
+                         scratch.input(ready));
   }
-  const auto to = scratch.output(h);
   const int rows = bottom - top + 1;
+  const int first_tap = (top - center + 1) * 3;
   typename PoolScratch<T>::Input in[3];
   for (int i = 0; i < rows; ++i) in[i] = scratch.input(top + i);
-  const T first_tap = static_cast<T>((top - center + 1) * 3);
-  for (int w = 0; w < g.out_width; ++w) {
-    Vec<T> best = load(in[0].best + w * L);
-    Vec<T> tap = load(in[0].which + w * L) + splat(first_tap);
-    Vec<T> sum = load(in[0].sum + w * L);
-    for (int i = 1; i < rows; ++i) {
-      const Vec<T> v = load(in[i].best + w * L);
-      const auto wins = takes_over(v, best);
-      best = wins ? v : best;
-      tap = wins ? load(in[i].which + w * L) + splat(first_tap + static_cast<T>(3 * i)) : tap;
-      sum += load(in[i].sum + w * L);
-    }
-    const T share = T{1} / static_cast<T>(rows * pool_taps(w * g.stride, g.width));
-    Vec<T> a = from.max_grad(best);
-    Vec<T> b = from.mean_grad(sum * share);
-    for (int e = 0; e < from.edge_count; ++e) {
-      const PoolEdge<T>& edge = from.edges[e];
-      const Vec<T> grad = load_first(edge.grad + (h * g.out_width + w) * edge.pitch, from.live);
-      a += edge.max_scale * grad;
-      b += edge.mean_scale * grad;
-    }
-    store(to.winner + (w + 1) * L, tap);
-    store(to.grad_max + (w + 1) * L, a);
-    store(to.grad_mean + (w + 1) * L, b * share);
-  }
+  const auto to = scratch.output(h);
+  if (rows == 3) return pool_gather_rows<3, kExact>(g, from, h, first_tap, in, to);
+  if (rows == 2) return pool_gather_rows<2, kExact>(g, from, h, first_tap, in, to);
+  return pool_gather_rows<1, kExact>(g, from, h, first_tap, in, to);
+}
+
+template <class T>
+void pool_gather_row(const Geometry& g, const PoolSources<T>& from, int h, int& ready,
+                     const PoolScratch<T>& scratch) {
+  if (pool_gather_pass<false>(g, from, h, ready, scratch)) return;
+  int again = h * g.stride > 0 ? h * g.stride - 1 : 0;
+  pool_gather_pass<true>(g, from, h, again, scratch);
 }
 
 // Output rows that reach input row `h`.

@@ -40,24 +40,36 @@ METADNAS_INLINE inline void with_count(int n, F&& body) {
   });
 }
 
-// out[w] = constant + sum of scale * (value - mean), or out[w] += it, along row `h`.
+// out[w] = constant + sum of scale * (value - mean), or out[w] += it, along row `h`. A few pixels
+// at a time: one pixel's sum is a chain of dependent additions.
 template <int N, bool kWhole, class T>
 void combine_row(const Streams<T>& streams, int h, Vec<T> constant, bool add, int width, int live,
                  T* out, ptrdiff_t pitch) {
+  constexpr int kTile = 4;
   const int lanes = kWhole ? kLanes<T> : live;
   const T* data[N + 1];
   unroll<N>([&]<int k>() METADNAS_INLINE { data[k] = streams.of[k].data + h * streams.of[k].row; });
-  for (int w = 0; w < width; ++w) {
-    T* to = out + w * pitch;
-    Vec<T> total = constant;
-    if (add) total += load_first(to, lanes);
+  auto tile = [&]<int TW>(int w) METADNAS_INLINE {
+    Vec<T> total[TW];
+    unroll<TW>([&]<int t>() METADNAS_INLINE {
+      total[t] = constant;
+      if (add) total[t] += load_first(out + (w + t) * pitch, lanes);
+    });
     unroll<N>([&]<int k>() METADNAS_INLINE {
       const Stream<T>& s = streams.of[k];
-      prefetch(data[k] + w * s.pitch + kRowsAhead * s.row, 1);
-      total += s.scale * (load_first(data[k] + w * s.pitch, lanes) - s.mean);
+      const Vec<T> scale = s.scale, mean = s.mean;
+      unroll<TW>([&]<int t>() METADNAS_INLINE {
+        const T* value = data[k] + (w + t) * s.pitch;
+        prefetch(value + kRowsAhead * s.row, 1);
+        total[t] += scale * (load_first(value, lanes) - mean);
+      });
     });
-    store_first(to, total, lanes);
-  }
+    unroll<TW>([&]<int t>()
+                   METADNAS_INLINE { store_first(out + (w + t) * pitch, total[t], lanes); });
+  };
+  int w = 0;
+  for (; w + kTile <= width; w += kTile) tile.template operator()<kTile>(w);
+  for (; w < width; ++w) tile.template operator()<1>(w);
 }
 
 // sums[0] += sum of grad, sums[1 + k] += sum of grad * (value_k - mean_k) along row `h`. Row sums

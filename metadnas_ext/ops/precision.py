@@ -1,0 +1,37 @@
+"""Half precisions: activations in bfloat16 or float16, all that is in between in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def half_dtype(x: Tensor) -> torch.dtype | None:
+    """Half precision in which the results for activations x are asked for, or None.
+
+    Autocast's, as for PyTorch's own convolutions, else x's own.
+    """
+    device = x.device.type
+    available = torch.amp.is_autocast_available(device)  # not for meta tensors
+    if available and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        return dtype if dtype in HALF else None
+    return x.dtype if x.dtype in HALF else None
+
+
+def in_single(
+    op: Callable[..., tuple[Tensor, Tensor]], half: torch.dtype, *tensors: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """op on the tensors in float32, outside autocast; its result in `half`, statistics as they are.
+
+    Products and sums, batch-norm statistics, parameters and mixing weights keep float32's accuracy:
+    only activations, and the gradients with respect to them, are rounded.
+    """
+    device = next(t for t in tensors if t is not None).device.type
+    with torch.autocast(device, enabled=False):
+        out, stats = op(*(None if t is None else t.float() for t in tensors))
+        return out.to(half), stats
