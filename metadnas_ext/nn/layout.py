@@ -39,6 +39,11 @@ class FlatLayout:
             self.slots[name] = Slot(name, shape, self.size)
             self.size += prod(shape)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each slot."""
+        return [slot.end - slot.offset for slot in self.slots.values()]
+
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of `flat` (..., P), each (..., *shape)."""
         self._check(flat)

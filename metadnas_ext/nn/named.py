@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,22 +49,57 @@ def register_running(root: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
 
 def gather(module: nn.Module, layout: FlatLayout, clients: int | None) -> Tensor:
     """The tensors that `layout` names, found below `module`, as one flat tensor (G, P)."""
-    found: Mapping[str, Tensor] = {
-        **dict(module.named_parameters()),
-        **dict(module.named_buffers()),
-    }
-    flat = layout.flatten(found, clients)
+    tensors = [_find(module, name) for name in layout.slots]
+    flat: Tensor = _Flatten.apply(layout, clients, *tensors)  # type: ignore[no-untyped-call]
     return flat if clients is not None else flat[None]
 
 
 @torch.no_grad()
 def write_running(module: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
     """Copies flat (G, R) running statistics into the buffers and counts one step on each."""
-    buffers = dict(module.named_buffers())
-    for name, view in layout.views(flat).items():
-        buffers[name].copy_(view.view(buffers[name].shape))
-        if name.endswith("running_var"):
-            buffers[name.replace("running_var", "num_batches_tracked")].add_(1)
+    views = layout.views(flat)
+    buffers = [_find(module, name) for name in views]
+    torch._foreach_copy_(
+        buffers, [v.view(b.shape) for v, b in zip(views.values(), buffers, strict=True)]
+    )
+    steps = [
+        _find(module, name.replace("running_var", "num_batches_tracked"))
+        for name in views
+        if name.endswith("running_var")
+    ]
+    torch._foreach_add_(steps, 1)
+
+
+class _Flatten(torch.autograd.Function):
+    """Concatenates tensors into a row; its gradient hands each a view of the row's gradient.
+
+    One node of the graph, where a view and a concatenation for each of a supernet's thousand
+    parameters take longer than its small layers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, layout: FlatLayout, clients: int | None, *tensors: Tensor) -> Tensor:
+        ctx.layout = layout
+        ctx.shapes = [t.shape for t in tensors]
+        return layout.flatten(dict(zip(layout.slots, tensors, strict=True)), clients)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts = torch.split(grad, ctx.layout.sizes, dim=-1)
+        return None, None, *(p.view(s) for p, s in zip(parts, ctx.shapes, strict=True))
+
+
+def _find(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of a dotted name; looked up each time, as users may swap either."""
+    *path, leaf = name.split(".")
+    for part in path:
+        child = module._modules[part]
+        assert child is not None
+        module = child
+    parameter = module._parameters.get(leaf)
+    found = module._buffers[leaf] if parameter is None else parameter
+    assert found is not None
+    return found
 
 
 def _parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -65,6 +65,7 @@ class NetworkPlan:
             sum(math.prod(s) for s in shapes.values())
             for shapes in (*block_shapes, self.head_shapes)
         ]
+        self._positions: dict[tuple[int, int], Tensor] = {}
         self._running_sizes = [sum(2 * n.channels for n in b.norms) for b in self.blocks]
 
     def __call__(
@@ -145,6 +146,11 @@ class NetworkPlan:
     def _variance_positions(self, size: tuple[int, int] | None) -> Tensor:
         """Output pixels an entry of `running` averages over; 0 where it is a mean. (R)"""
         height, width = size or (self.shape.image_size,) * 2
+        if (height, width) not in self._positions:
+            self._positions[height, width] = self._count_positions(height, width)
+        return self._positions[height, width]
+
+    def _count_positions(self, height: int, width: int) -> Tensor:
 
         def positions(halvings: int) -> int:
             step = 1 << halvings
