@@ -43,7 +43,9 @@ struct PaddedImage {
         row(static_cast<ptrdiff_t>(width + slack + 2 * kHalo) * kLanes<T>),
         plane(row * (height + 2 * kHalo)) {}
 
-  int64_t size() const { return plane * blocks; }
+  // Tiles of dilated weight gradients reach up to kHalo columns further, which is the left halo of
+  // the next row; behind the last one there are as many zeros.
+  int64_t size() const { return plane * blocks + kHalo * kLanes<T>; }
 
   // Valid for -kHalo <= h, w.
   T* at(int block, int h, int w) const {
