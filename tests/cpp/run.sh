@@ -14,7 +14,8 @@ build=${CPP_TESTS_BUILD:-build/cpp-tests}
 mkdir -p "$build"
 
 # As setup.py, but for the optimisation. Checks by call: inline ones would take several times as long
-# to compile in the unrolled kernels. Left out of UBSan: what AddressSanitizer sees as well.
+# to compile in the unrolled kernels. Left out of UBSan, for the same reason: what AddressSanitizer
+# mostly sees as well.
 flags=(
   -std=c++20 -ffp-contract=fast -Wall -Wextra -Wno-psabi -O1 -g1 -Icsrc -Itests/cpp
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
