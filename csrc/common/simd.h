@@ -158,13 +158,21 @@ METADNAS_INLINE inline void prefetch(const T* p, ptrdiff_t count) {
 template <class T>
 METADNAS_INLINE inline Vec<T> larger(Vec<T> a, Vec<T> b) {
 #if METADNAS_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)a, (__m512)b);
-  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+  // The masked forms, as gcc 12 warns of its own definition of the others.
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_mask_max_ps((__m512)a, 0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_mask_max_pd((__m512d)a, 0xff, (__m512d)a, (__m512d)b);
+  }
 #elif defined(__AVX__)
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
-  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
-#endif
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  }
+#else
   return a > b ? a : b;
+#endif
 }
 
 // Whether any lane is NaN.

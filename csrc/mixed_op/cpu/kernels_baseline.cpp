@@ -1,7 +1,6 @@
 // The mixed operation's kernels for whatever the compiler targets by default (SSE2, NEON).
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 #include <vector>
 

@@ -53,12 +53,12 @@ struct PoolColumn {
 };
 
 // kExact: with NaN, which `larger` may lose.
-template <bool kExact, class V>
-METADNAS_INLINE inline V pool_larger(V a, V b) {
+template <bool kExact, class T>
+METADNAS_INLINE inline Vec<T> pool_larger(Vec<T> a, Vec<T> b) {
   if constexpr (kExact) {
     return max_nan(a, b);
   } else {
-    return larger<std::remove_reference_t<decltype(a[0])>>(a, b);
+    return larger<T>(a, b);
   }
 }
 
@@ -69,11 +69,11 @@ METADNAS_INLINE inline PoolColumn<T> pool_column(const PoolLines<T>& lines, int 
   PoolColumn<T> column{middle, middle};
   if constexpr (kAbove) {
     const Vec<T> above = load_first(lines.above + at, lanes);
-    column = {pool_larger<kExact>(above, column.max), column.sum + above};
+    column = {pool_larger<kExact, T>(above, column.max), column.sum + above};
   }
   if constexpr (kBelow) {
     const Vec<T> below = load_first(lines.below + at, lanes);
-    column = {pool_larger<kExact>(column.max, below), column.sum + below};
+    column = {pool_larger<kExact, T>(column.max, below), column.sum + below};
   }
   return column;
 }
@@ -93,7 +93,7 @@ bool pool_row_pass(const Geometry& g, const PoolLines<T>& lines, int lanes, cons
       const ptrdiff_t at = w / S * L;
       const Vec<T> sum = left.sum + middle.sum + right.sum;
       store(row.max + at,
-            pool_larger<kExact>(pool_larger<kExact>(left.max, middle.max), right.max));
+            pool_larger<kExact, T>(pool_larger<kExact, T>(left.max, middle.max), right.max));
       store(row.mean + at, sum * share(w / S));
       check += sum * T{0};
     }
