@@ -129,11 +129,12 @@ def _checked_weights(weights: Tensor | Sequence[float] | None, clients: int) -> 
     share = torch.as_tensor(weights, dtype=torch.float64)
     if share.shape != (clients,):
         raise ValueError(f"weights has shape {tuple(share.shape)}, expected ({clients},)")
-    for index, weight in enumerate(share.tolist()):
-        if not 0 <= weight < torch.inf:
-            raise ValueError(
-                f"weights[{index}] is {weight}, expected a finite number of at least 0"
-            )
+    bad = ~((share >= 0) & (share < torch.inf))
+    if bool(bad.any()):
+        index = int(bad.nonzero()[0])
+        raise ValueError(
+            f"weights[{index}] is {float(share[index])}, expected a finite number of at least 0"
+        )
     if not share.detach().sum() > 0:
         raise ValueError("weights sum to 0, expected more than 0")
     return share

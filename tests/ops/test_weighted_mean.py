@@ -20,7 +20,7 @@ def inputs(clients=3, shape=(5, 7), dtype=torch.float64, seed=0):
 @pytest.mark.parametrize(
     ("clients", "shape"),
     [(1, (3,)), (3, ()), (2, (0,)), (4, (5, 7)), (100, (33,)), (3, (2047,)), (3, (2, 2049)),
-     (2, (3, 0, 2)), (17, (8200,))],
+     (2, (3, 0, 2)), (17, (8200,)), (1300, (37,)), (512, (8,)), (1025, (0,))],
 )  # fmt: skip
 def test_equals_numpy(mean, clients, shape, dtype):
     x, weights = inputs(clients, shape, dtype)
