@@ -80,8 +80,6 @@ struct MixedOpBackward : MixedOpArgs<T> {
 // The kernels of one instruction set for one element type.
 template <class T>
 struct MixedOpKernels {
-  const char* name;
-  int lanes;
   void (*forward)(const MixedOpForward<T>&);
   void (*backward)(const MixedOpBackward<T>&);
 };

@@ -116,7 +116,9 @@ void backward_second_halves(const MixedOpBackward<T>& args, const Context<T>& co
                             const Task& task, int64_t index) {
   UnitScratch<T> scratch(context, context.layout.output_image());
   Remaker<T> remaker(context);
-  const bool remaking = context.plan.first_half_units() > 0 && context.plan.kept == 0;
+  const std::vector<Unit>& units = context.plan.units;
+  const int second = context.plan.first_half_units();
+  const bool remaking = units[units[second].source].kept == kAbsent;
   const int blocks = context.layout.blocks;
   Arena& arena = worker_arena();
   arena.reset(scratch.bytes() + (remaking ? remaker.bytes() : 0) +
@@ -124,11 +126,11 @@ void backward_second_halves(const MixedOpBackward<T>& args, const Context<T>& co
   scratch.take(arena);
   if (remaking) remaker.take(arena);
   Vec<T>* totals = arena.take<Vec<T>>(2 * blocks);
-  for (int u = context.plan.first_half_units(); u < context.units(); ++u) {
+  for (int u = second; u < context.units(); ++u) {
     T* weight_grad = buffers.weight_grad(context, index, u);
     for (int64_t image = task.begin; image < task.end; ++image) {
       if (remaking) remaker.read_input(task, image);
-      const T* first_z = remaker.result(task, image, context.plan.units[u].source);
+      const T* first_z = remaker.result(task, image, units[u].source);
       second_half_image(args, context, buffers, sums, task, image, u, weight_grad, first_z, scratch,
                         totals);
     }

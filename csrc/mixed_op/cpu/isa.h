@@ -6,19 +6,7 @@
 
 namespace metadnas {
 
-struct CpuKernels {
-  MixedOpKernels<float> single;
-  MixedOpKernels<double> full;
-
-  template <class T>
-  const MixedOpKernels<T>& of() const {
-    if constexpr (sizeof(T) == 4) {
-      return single;
-    } else {
-      return full;
-    }
-  }
-};
+using CpuKernels = ElementKernels<MixedOpKernels>;
 
 const CpuKernels& cpu_kernels_baseline();
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -22,9 +22,8 @@ namespace metadnas {
 
 const CpuKernels& cpu_kernels_avx2() {
   static const CpuKernels kernels{
-      {"avx2", avx2::kLanes<float>, avx2::mixed_op_forward<float>, avx2::mixed_op_backward<float>},
-      {"avx2", avx2::kLanes<double>, avx2::mixed_op_forward<double>,
-       avx2::mixed_op_backward<double>},
+      {avx2::mixed_op_forward<float>, avx2::mixed_op_backward<float>},
+      {avx2::mixed_op_forward<double>, avx2::mixed_op_backward<double>},
   };
   return kernels;
 }

@@ -22,10 +22,8 @@ namespace metadnas {
 
 const CpuKernels& cpu_kernels_avx512() {
   static const CpuKernels kernels{
-      {"avx512", avx512::kLanes<float>, avx512::mixed_op_forward<float>,
-       avx512::mixed_op_backward<float>},
-      {"avx512", avx512::kLanes<double>, avx512::mixed_op_forward<double>,
-       avx512::mixed_op_backward<double>},
+      {avx512::mixed_op_forward<float>, avx512::mixed_op_backward<float>},
+      {avx512::mixed_op_forward<double>, avx512::mixed_op_backward<double>},
   };
   return kernels;
 }

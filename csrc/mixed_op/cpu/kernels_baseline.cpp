@@ -20,10 +20,8 @@ namespace metadnas {
 
 const CpuKernels& cpu_kernels_baseline() {
   static const CpuKernels kernels{
-      {"baseline", baseline::kLanes<float>, baseline::mixed_op_forward<float>,
-       baseline::mixed_op_backward<float>},
-      {"baseline", baseline::kLanes<double>, baseline::mixed_op_forward<double>,
-       baseline::mixed_op_backward<double>},
+      {baseline::mixed_op_forward<float>, baseline::mixed_op_backward<float>},
+      {baseline::mixed_op_forward<double>, baseline::mixed_op_backward<double>},
   };
   return kernels;
 }
