@@ -12,6 +12,7 @@ from metadnas_ext import ops
 from metadnas_ext.nn.functional import EPS, MOMENTUM, check_images
 from metadnas_ext.nn.layout import FlatLayout
 from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
+from metadnas_ext.ops.mixed_op import check_keep
 from metadnas_ext.space.primitives import PRIMITIVES
 
 
@@ -27,6 +28,8 @@ class MixedOp(nn.Module):
         candidates: distinct names from `PRIMITIVES`.
         affine: whether batch norms have gamma and beta.
         clients: None for an ordinary module; G for a leading client axis on everything.
+        keep: what stays in memory for the backward pass, "all", "middle" or "input"; see
+            `ops.mixed_op`.
 
     Shape: x (N, C, H, W), p (O) -> (N, C, ceil(H/stride), ceil(W/stride)); with clients a leading G
     on all. Fastest when x is in channels_last memory format, which is also that of the result.
@@ -40,8 +43,11 @@ class MixedOp(nn.Module):
         *,
         affine: bool = False,
         clients: int | None = None,
+        keep: str = "all",
     ) -> None:
         super().__init__()
+        check_keep(keep)
+        self.keep = keep
         self.channels = C
         self.stride = stride
         self.candidates = tuple(candidates)
@@ -90,6 +96,7 @@ class MixedOp(nn.Module):
             affine=self.affine,
             running=None if self.training else norms,
             eps=EPS,
+            keep=self.keep,
         )
         if self.training and norms.shape[1] > 0:
             self._update(norms, stats, out[0, ..., 0].numel())

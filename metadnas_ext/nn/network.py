@@ -10,6 +10,7 @@ from metadnas_ext.nn.architectures import derived_plan, inherit_indices, superne
 from metadnas_ext.nn.functional import check_images
 from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
 from metadnas_ext.nn.plan import NetworkPlan, Weights
+from metadnas_ext.ops.mixed_op import check_keep
 from metadnas_ext.search.discretize import discretize
 from metadnas_ext.space import CostTable, Genotype, NetworkShape, cost_table, edges
 from metadnas_ext.space.primitives import PRIMITIVES
@@ -18,8 +19,10 @@ from metadnas_ext.space.primitives import PRIMITIVES
 class _Network(nn.Module):
     """Parameters and running statistics of a plan, as modules see them."""
 
-    def __init__(self, plan: NetworkPlan, clients: int | None) -> None:
+    def __init__(self, plan: NetworkPlan, clients: int | None, keep: str) -> None:
         super().__init__()
+        check_keep(keep)
+        self.keep = keep
         self.shape = plan.shape
         self.plan = plan
         self.clients = clients
@@ -42,7 +45,9 @@ class _Network(nn.Module):
         check_images(x, self.shape.image_channels, self.clients)
         x = (x[None] if single else x).permute(0, 1, 3, 4, 2).contiguous()  # (G, N, H, W, C)
         running = self.flat_running()
-        out = self.plan(self.flat(), weights, x, running=None if self.training else running)
+        out = self.plan(
+            self.flat(), weights, x, running=None if self.training else running, keep=self.keep
+        )
         if self.training:
             counts = torch.full((x.shape[0],), x.shape[1])
             size = (x.shape[2], x.shape[3])
@@ -63,6 +68,8 @@ class Supernet(_Network):
         image_size, image_channels: of the images; the size is used for costs only.
         candidates: distinct names from `PRIMITIVES`.
         clients: None for an ordinary module; G for a leading client axis on everything.
+        keep: what stays in memory for the backward pass, "all", "middle" or "input"; see
+            `ops.mixed_op`.
 
     Shape: (N, channels, H, W) -> (N, num_classes); with clients (G, N, ...) -> (G, N, num_classes).
     """
@@ -79,6 +86,7 @@ class Supernet(_Network):
         image_channels: int = 3,
         candidates: tuple[str, ...] = PRIMITIVES,
         clients: int | None = None,
+        keep: str = "all",
     ) -> None:
         shape = NetworkShape(
             channels=C,
@@ -90,7 +98,7 @@ class Supernet(_Network):
             stem_multiplier=stem_multiplier,
             candidates=candidates,
         )
-        super().__init__(supernet_plan(shape), clients)
+        super().__init__(supernet_plan(shape), clients, keep)
         lead = () if clients is None else (clients,)
         size = (*lead, len(edges(nodes)), len(candidates))
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(size))
@@ -155,10 +163,17 @@ class DerivedNet(_Network):
         shape: geometry, usually `supernet.shape`.
         genotype: the architecture.
         clients: None, or G clients that share the architecture but not the weights.
+        keep: as of `Supernet`.
     """
 
-    def __init__(self, shape: NetworkShape, genotype: Genotype, clients: int | None = None) -> None:
-        super().__init__(derived_plan(shape, genotype), clients)
+    def __init__(
+        self,
+        shape: NetworkShape,
+        genotype: Genotype,
+        clients: int | None = None,
+        keep: str = "all",
+    ) -> None:
+        super().__init__(derived_plan(shape, genotype), clients, keep)
         self.genotype = genotype
 
     def forward(self, x: Tensor) -> Tensor:

@@ -205,3 +205,24 @@ def test_supernet_compiles_in_one_graph() -> None:
         assert_close(grad, expected[name], name)
     for name, buffer in net.named_buffers():
         assert_close(buffer, plain.get_buffer(name), name)
+
+
+@pytest.mark.parametrize("kind", list(MODULES))
+def test_less_in_memory_is_the_same_function(kind: str) -> None:
+    module, x = build(kind)
+    results = []
+    for keep in ("all", "middle", "input"):
+        for part in module.modules():
+            if isinstance(part, MixedOp | Supernet | DerivedNet):
+                part.keep = keep
+        results.append(gradients(module, module(x).square().sum()))
+    for other in results[1:]:
+        for name, grad in results[0].items():
+            torch.testing.assert_close(other[name], grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [lambda **o: MixedOp(4, 1, **o), lambda **o: Supernet(4, **o)])
+def test_keep_is_checked_when_built(make: Callable[..., nn.Module]) -> None:
+    assert make(keep="middle").keep == "middle"
+    with pytest.raises(ValueError, match="keep='none' is unknown; known: all, middle, input"):
+        make(keep="none")
