@@ -40,13 +40,17 @@ class CountedImages {
     return fewest;
   }
 
-  // Zeros in the images of t (G, N, ...) that do not count, which kernels never touch.
-  void zero_rest(Tensor& t) const {
-    const int64_t image = t.numel() / (clients_ * images_) * static_cast<int64_t>(t.element_size());
+  // Zeros in the images that do not count, which kernels never touch, of `outer` stacked (G, N,
+  // ...).
+  void zero_rest(Tensor& t, int64_t outer = 1) const {
+    if (!counts_.has_value() || outer == 0) return;
+    const int64_t image =
+        t.numel() / (outer * clients_ * images_) * static_cast<int64_t>(t.element_size());
     char* to = static_cast<char*>(t.mutable_data_ptr());
-    for (int64_t g = 0; data() && g < clients_; ++g) {
-      std::memset(to + (g * images_ + data()[g]) * image, 0,
-                  static_cast<size_t>((images_ - data()[g]) * image));
+    for (int64_t row = 0; row < outer * clients_; ++row) {
+      const int64_t used = data()[row % clients_];
+      std::memset(to + (row * images_ + used) * image, 0,
+                  static_cast<size_t>((images_ - used) * image));
     }
   }
 

@@ -151,7 +151,6 @@ class NetworkPlan:
         return self._positions[height, width]
 
     def _count_positions(self, height: int, width: int) -> Tensor:
-
         def positions(halvings: int) -> int:
             step = 1 << halvings
             return math.ceil(height / step) * math.ceil(width / step)

@@ -52,7 +52,7 @@ CellGraph make_graph(const std::vector<int64_t>& sources, const std::vector<int6
 struct Inputs {
   Tensor states[kCellInputs];
   Tensor weights, params;
-  Counts counts;
+  CountedImages counts;
   CellGraph graph;
   CellPlan plan;
   Geometry geometry;  // of the inputs' edges
@@ -219,8 +219,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   }
   Tensor z = pooled_like(s0, in.z_shape());
   Tensor out = make_like(s0, in.out_shape());
-  in.counts.zero_tails(z, in.plan.kept);
-  in.counts.zero_tails(out, 1);
+  in.counts.zero_rest(z, in.plan.kept);
+  in.counts.zero_rest(out);
   with_element_type(s0, [&]<class T>() { run_forward<T>(in, out, stats, z, training, eps); });
   return {out, stats, z};
 }
@@ -252,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         !in.plan.fans.empty() && (in.plan.fans[0].state == state ||
                                   (in.plan.fans.size() > 1 && in.plan.fans[1].state == state));
     if (needed[state] && !read) torch::stable::zero_(grad_states[state]);
-    if (needed[state]) in.counts.zero_tails(grad_states[state], 1);
+    if (needed[state]) in.counts.zero_rest(grad_states[state]);
   }
   Tensor grad_weights = make_if(true, in.weights);
   Tensor grad_params = make_if(need_params, in.params);

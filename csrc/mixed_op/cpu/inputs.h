@@ -3,11 +3,10 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <cstring>
-#include <optional>
 #include <vector>
 
 #include "common/checks.h"
+#include "common/cohort.h"
 #include "mixed_op/plan.h"
 
 namespace metadnas {
@@ -46,56 +45,8 @@ inline void check_activations(const char* op, const char* name, const Tensor& x)
   }
 }
 
-// Images that count, per client. Absent: all.
-class Counts {
- public:
-  Counts(const char* op, const std::optional<Tensor>& given, int64_t clients, int64_t images)
-      : clients_(clients), images_(images) {
-    if (!given.has_value()) return;
-    check_shape(op, "counts", *given, {clients});
-    STD_TORCH_CHECK(given->scalar_type() == torch::headeronly::ScalarType::Long && given->is_cpu(),
-                    op, ": counts is not an int64 tensor on the CPU");
-    counts_ = torch::stable::contiguous(*given);
-    for (int64_t g = 0; g < clients; ++g) {
-      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images, op, ": counts[", g, "] is ", data()[g],
-                      ", expected 0 to ", images);
-    }
-  }
-
-  const int64_t* data() const {
-    return counts_.has_value() ? counts_->const_data_ptr<int64_t>() : nullptr;
-  }
-
-  // Images of the client with the fewest; one without any is skipped, not an error.
-  int64_t fewest() const {
-    int64_t fewest = images_;
-    for (int64_t g = 0; counts_.has_value() && g < clients_; ++g) {
-      if (data()[g] > 0 && data()[g] < fewest) fewest = data()[g];
-    }
-    return fewest;
-  }
-
-  // The kernels never touch images beyond a client's count: zeros there, in `outer` stacked
-  // (G, N, ...).
-  void zero_tails(Tensor& t, int64_t outer) const {
-    if (!counts_.has_value() || outer == 0) return;
-    const int64_t bytes =
-        t.numel() / (outer * clients_ * images_) * static_cast<int64_t>(t.element_size());
-    char* to = static_cast<char*>(t.mutable_data_ptr());
-    for (int64_t row = 0; row < outer * clients_; ++row) {
-      const int64_t used = data()[row % clients_];
-      std::memset(to + (row * images_ + used) * bytes, 0,
-                  static_cast<size_t>((images_ - used) * bytes));
-    }
-  }
-
- private:
-  int64_t clients_;
-  int64_t images_;
-  std::optional<Tensor> counts_;
-};
-
-inline void check_variance(const char* op, const Counts& counts, int64_t pixels, const Tensor& x) {
+inline void check_variance(const char* op, const CountedImages& counts, int64_t pixels,
+                           const Tensor& x) {
   STD_TORCH_CHECK(counts.fewest() * pixels > 1, op,
                   ": batch statistics need more than 1 value per channel, got ",
                   counts.fewest() * pixels, "; x has shape ", shape_text(x));

@@ -15,7 +15,7 @@ constexpr const char* kOp = "mixed_op";
 // Checked inputs that forward and backward share.
 struct Inputs {
   Tensor x, weights, params;
-  Counts counts;
+  CountedImages counts;
   Plan plan;
   Geometry geometry;
 
@@ -107,8 +107,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
   }
   Tensor z = pooled_like(x, in.z_shape());
   Tensor out = make_like(x, in.out_shape());
-  in.counts.zero_tails(z, in.plan.kept);
-  in.counts.zero_tails(out, 1);
+  in.counts.zero_rest(z, in.plan.kept);
+  in.counts.zero_rest(out);
   with_element_type(x, [&]<class T>() {
     T* to = static_cast<T*>(out.mutable_data_ptr());
     kernels_for<T>(in.geometry.channels)
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor we
   Tensor grad_x = make_if(need_x, in.x);
   Tensor grad_weights = make_if(true, in.weights);
   Tensor grad_params = make_if(need_params, in.params);
-  if (need_x) in.counts.zero_tails(grad_x, 1);
+  if (need_x) in.counts.zero_rest(grad_x);
   with_element_type(x, [&]<class T>() {
     T* to_x = static_cast<T*>(grad_x.mutable_data_ptr());
     T* to_params = static_cast<T*>(grad_params.mutable_data_ptr());
