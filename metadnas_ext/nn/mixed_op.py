@@ -101,7 +101,7 @@ class MixedOp(nn.Module):
         if self.training and norms.shape[1] > 0:
             self._update(norms, stats, out[0, ..., 0].numel())
         out = out.permute(0, 1, 4, 2, 3)
-        return out[0] if single else out
+        return out.squeeze(0) if single else out  # out[0] would copy the gradient
 
     def _gather(self, layout: FlatLayout, x: Tensor) -> Tensor:
         """The tensors that `layout` names as (G, P); where there are none, of x's dtype."""
