@@ -32,17 +32,14 @@ class FlatLayout:
 
     def __init__(self, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         self.slots: dict[str, Slot] = {}
+        self.sizes: list[int] = []  # elements of each slot
         self.size = 0
         for name, shape in shapes:
             if name in self.slots:
                 raise ValueError(f"the name {name!r} occurs twice")
             self.slots[name] = Slot(name, shape, self.size)
+            self.sizes.append(prod(shape))
             self.size += prod(shape)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Elements of each slot."""
-        return [slot.end - slot.offset for slot in self.slots.values()]
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of `flat` (..., P), each (..., *shape)."""

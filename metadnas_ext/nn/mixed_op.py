@@ -111,7 +111,7 @@ class MixedOp(nn.Module):
     def _update(self, running: Tensor, stats: Tensor, positions: int) -> None:
         scale = torch.tensor([1.0, positions / (positions - 1)], dtype=stats.dtype)
         new = running.lerp(stats * scale[:, None], MOMENTUM)
-        write_running(self, self._running_layout, new.flatten(1))
+        write_running(self, self._running_layout, new.flatten(1), self.clients)
 
     def extra_repr(self) -> str:
         return (

@@ -55,16 +55,14 @@ def gather(module: nn.Module, layout: FlatLayout, clients: int | None) -> Tensor
 
 
 @torch.no_grad()
-def write_running(module: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
+def write_running(module: nn.Module, layout: FlatLayout, flat: Tensor, clients: int | None) -> None:
     """Copies flat (G, R) running statistics into the buffers and counts one step on each."""
-    views = layout.views(flat)
-    buffers = [_find(module, name) for name in views]
-    torch._foreach_copy_(
-        buffers, [v.view(b.shape) for v, b in zip(views.values(), buffers, strict=True)]
-    )
+    buffers = [_find(module, name) for name in layout.slots]
+    rows = flat if clients is not None else flat.squeeze(0)
+    torch._foreach_copy_(buffers, torch.split(rows, layout.sizes, dim=-1))
     steps = [
         _find(module, name.replace("running_var", "num_batches_tracked"))
-        for name in views
+        for name in layout.slots
         if name.endswith("running_var")
     ]
     torch._foreach_add_(steps, 1)

@@ -52,7 +52,7 @@ class _Network(nn.Module):
             counts = torch.full((x.shape[0],), x.shape[1])
             size = (x.shape[2], x.shape[3])
             self.plan.update_running(running, out.stats, counts, size=size)
-            write_running(self, self.plan.running, running)
+            write_running(self, self.plan.running, running, self.clients)
         return out.logits[0] if single else out.logits
 
 
