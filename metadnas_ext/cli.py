@@ -208,7 +208,12 @@ def bench(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="At tiny sizes: only whether everything works.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the figures as JSON, after every case.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out the cases that --out holds already.")
+    ] = False,
 ) -> None:
     """Measure this machine: the package beside DARTS in ordinary PyTorch.
 
@@ -227,7 +232,8 @@ def bench(
             return
         if threads is not None:
             torch.set_num_threads(threads)
-        run(chosen, Settings(repeats, seconds, compile_, memory, tiny), out, console)
+        settings = Settings(repeats, seconds, compile_, memory, tiny)
+        run(chosen, settings, out, console, resume=resume)
 
 
 @app.command()

@@ -33,15 +33,27 @@ def list_cases(cases: Sequence[Case], console: Console) -> None:
     console.print(Grid(("case", "what", "set"), tuple(rows)).rich())
 
 
-def run(cases: Sequence[Case], settings: Settings, out: Path | None, console: Console) -> Results:
-    """Measures cases, printing each group when it is done; writes JSON at the end, if asked.
+def run(
+    cases: Sequence[Case],
+    settings: Settings,
+    out: Path | None,
+    console: Console,
+    *,
+    resume: bool = False,
+) -> Results:
+    """Measures cases, printing each group when it is done; writes JSON after every case, if asked.
 
-    Raises BenchmarkError before measuring if `out` cannot be written, and on a wrong result.
+    With `resume`, cases that `out` holds already are not measured again. Raises BenchmarkError
+    before measuring if `out` cannot be written or gone on with, and on a wrong result.
     """
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise BenchmarkError(f"--out {out}: expected a file in a folder that exists")
     date = datetime.now(UTC).isoformat(timespec="seconds")
     results = Results(machine(), versions(), date, commit(), asdict(settings), [])
+    if resume:
+        results.cases = _measured_before(results, out)
+        done_before = {case.name for case in results.cases}
+        cases = [case for case in cases if case.name not in done_before]
     console.print(origin(results), highlight=False, soft_wrap=True)
     yardsticks = Yardsticks(settings.tiny)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
@@ -59,12 +71,26 @@ def run(cases: Sequence[Case], settings: Settings, out: Path | None, console: Co
 
                 done.append(run_case(case, settings, yardsticks, tell))
                 progress.advance(task)
+                results.add(done[-1])
+                if out is not None:
+                    results.save(out)
             _show(done, console)
-            results.cases += done
     if out is not None:
-        results.save(out)
         console.print(out, highlight=False, soft_wrap=True)
     return results
+
+
+def _measured_before(now: Results, out: Path | None) -> list[CaseResult]:
+    """Cases in `out`; BenchmarkError if they were measured on another machine or otherwise."""
+    if out is None or not out.exists():
+        raise BenchmarkError("--resume: expected --out with a file that an earlier run wrote")
+    before = Results.load(out)
+    for what in ("machine", "versions", "commit", "settings"):
+        if getattr(before, what) != getattr(now, what):
+            raise BenchmarkError(
+                f"--resume: {out} has {what} {getattr(before, what)}, now {getattr(now, what)}"
+            )
+    return before.cases
 
 
 def _show(cases: Sequence[CaseResult], console: Console) -> None:

@@ -119,6 +119,11 @@ class Results:
     settings: dict[str, Any]
     cases: list[CaseResult]
 
+    def add(self, case: CaseResult) -> None:
+        """Keeps cases of one group together, groups in the order in which they came."""
+        groups = list(dict.fromkeys(known.group for known in (*self.cases, case)))
+        self.cases = sorted((*self.cases, case), key=lambda known: groups.index(known.group))
+
     def save(self, path: Path) -> None:
         """Writes JSON, whole or not at all."""
         data = {**vars(self), "cases": [case.to_json() for case in self.cases]}

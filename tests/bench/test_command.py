@@ -37,6 +37,29 @@ def one_line_error(result: Result) -> str:
     return line
 
 
+def test_bench_goes_on_with_what_was_measured_before(tmp_path: Path) -> None:
+    first, second = "aggregation/mean-alpha-100", "mixed_op/c64-8x8-s1"
+    third = "aggregation/mean-alpha-10"
+    options = [*FAST, "--out", "figures.json"]
+    assert metadnas("bench", first, *options).exit_code == 0
+    earlier = Results.load(tmp_path / "figures.json")
+    result = metadnas("bench", first, second, third, *options, "--resume")
+    assert result.exit_code == 0, result.output
+    results = Results.load(tmp_path / "figures.json")
+    assert [case.name for case in results.cases] == [first, third, second]
+    assert results.cases[0] == earlier.cases[0]  # not measured again
+
+
+def test_resume_needs_a_file_of_the_same_settings(tmp_path: Path) -> None:
+    name = "aggregation/mean-alpha-10"
+    assert "--out" in one_line_error(metadnas("bench", name, *FAST, "--resume"))
+    assert metadnas("bench", name, *FAST, "--out", "figures.json").exit_code == 0
+    other = [*FAST, "--compile", "--out", "figures.json", "--resume"]
+    line = one_line_error(metadnas("bench", name, *other))
+    assert "settings" in line
+    assert "'compile': False" in line
+
+
 def test_bench_prints_tables_and_writes_results(tmp_path: Path) -> None:
     names = ["mixed_op/c64-8x8-s1", "aggregation/mean-alpha-10"]
     result = metadnas("bench", *names, *FAST, "--threads", "1", "--out", "figures.json")
@@ -78,7 +101,7 @@ def test_mistakes(arguments: list[str], message: str) -> None:
     assert message in one_line_error(metadnas("bench", *arguments))
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = command.run_case
 
     def run_case(case: object, *arguments: object) -> object:
@@ -91,7 +114,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = metadnas("bench", *names, *FAST, "--out", "figures.json")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    (case,) = Results.load(tmp_path / "figures.json").cases
+    assert case.name == names[0]
 
 
 def test_bench_report(tmp_path: Path) -> None:
