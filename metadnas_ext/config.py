@@ -61,6 +61,11 @@ class ClientConfig:
     alpha_lr: float = 0.01  # Adam
     alpha_beta1: float = 0.5
     alpha_weight_decay: float = 0.001
+    alpha_warmup: int = 0  # local epochs, counted over the rounds, before alpha first moves
+    order: str = "first"  # of the step on alpha: first, second (unrolled) or single (level)
+    relaxation: str = "softmax"  # softmax, gumbel, gdas or sigmoid
+    temperature: float = 1.0  # of the relaxation in the first round
+    final_temperature: float | None = None  # in the last round, geometrically; None: constant
     optimizer: str = "adam"  # of w: adam or sgd (momentum, cosine decay)
     lr: float = 0.01
     momentum: float = 0.9
@@ -71,6 +76,8 @@ class ClientConfig:
     dual_rate: float = 0.1  # step of dual ascent
     kl: float = 0.01  # weight of KL(client's mixing weights, server's)
     beta_decay: float = 0.01  # weight of mean logsumexp of alpha
+    zero_one: float = 10.0  # weight of sigmoid's loss that drives it to 0 or 1
+    max_skips: int | None = None  # skip connections in a cell of a derived network; None: any
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class ServerConfig:
     alpha_lr: float = 0.001  # Adam
     patience: int = 0  # stop after as many flat rounds; 0: never
     tolerance: float = 0.002  # change of accuracy and entropy that still counts as flat
+    hessian_every: int = 0  # rounds between eigenvalues of the Hessian in alpha; 0: never
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class PersonaliseConfig:
     """From the meta-learned state to a client's own network."""
 
     adapt_epochs: int = 2  # local search from the server's state
-    temperature: float = 0.5  # of the mixing weights at the end of adaptation; 1: no annealing
+    temperature: float = 0.5  # factor on the relaxation's at the end of adaptation; 1: no annealing
     finetune_epochs: int = 8
     finetune_lr: float = 0.003
     gate: bool = True  # keep the personal network only if not worse than the meta one on val
@@ -264,6 +272,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "client.alpha_lr": (0, math.inf),
     "client.alpha_beta1": (0, 0.999),
     "client.alpha_weight_decay": (0, math.inf),
+    "client.alpha_warmup": (0, math.inf),
+    "client.temperature": (1e-3, math.inf),
+    "client.final_temperature": (1e-3, math.inf),
     "client.lr": (0, math.inf),
     "client.momentum": (0, 1),
     "client.weight_decay": (0, math.inf),
@@ -272,12 +283,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "client.dual_rate": (0, math.inf),
     "client.kl": (0, math.inf),
     "client.beta_decay": (0, math.inf),
+    "client.zero_one": (0, math.inf),
+    "client.max_skips": (0, math.inf),
     "server.rounds": (0, math.inf),
     "server.clients_per_round": (1, math.inf),
     "server.cohort": (1, math.inf),
     "server.alpha_lr": (0, math.inf),
     "server.patience": (0, math.inf),
     "server.tolerance": (0, math.inf),
+    "server.hessian_every": (0, math.inf),
     "personalise.adapt_epochs": (0, math.inf),
     "personalise.temperature": (1e-3, math.inf),
     "personalise.finetune_epochs": (0, math.inf),
@@ -290,6 +304,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.dataset": DATASETS,
     "data.partition": SCHEMES,
+    "client.order": ("first", "second", "single"),
+    "client.relaxation": ("softmax", "gumbel", "gdas", "sigmoid"),
     "client.optimizer": ("adam", "sgd"),
     "client.penalty_kind": ("linear", "hinge", "squared_hinge", "dual"),
     "budget.unit": ("macs", "params"),
@@ -311,6 +327,12 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"{key} is {values[key]!r}, expected one of {', '.join(choices)}{hint}"
             )
+    epochs = config.server.rounds * config.client.epochs
+    if 0 < epochs <= config.client.alpha_warmup:
+        raise ConfigError(
+            f"client.alpha_warmup is {config.client.alpha_warmup}, expected less than the {epochs} "
+            f"local epochs of all rounds: alpha would never move"
+        )
     levels = config.budget.levels
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
         raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")

@@ -25,6 +25,7 @@ struct Choice {
   double score;
   int first;
   int second;
+  int used;  // of these two, how many are the capped candidate
 };
 
 // Choices for the nodes up to some stage: the last node's, and the state before it.
@@ -35,6 +36,7 @@ struct State {
   int choice;       // index in the node's front
   int parent_rank;  // order of the choices behind it, for ties
   int choice_rank;
+  int used;  // the capped candidate in the type's nodes so far
 };
 
 struct Point {
@@ -42,18 +44,27 @@ struct Point {
   double score;
 };
 
-// Keeps, of entries sorted by rising cost, those whose score exceeds every cheaper one's by `step`.
+// Keeps, of entries sorted by use of the capped candidate and rising cost, those whose score
+// exceeds by `step` that of every cheaper one with the same use: what else is left of the cap would
+// decide.
 template <class T>
 void keep_front(std::vector<T>& entries, double step) {
   double best = -kInfinity;
+  int level = -1;
   std::erase_if(entries, [&](const T& entry) {
+    if (entry.used != level) {
+      best = -kInfinity;
+      level = entry.used;
+    }
     if (!(entry.score > best + step)) return true;
     best = entry.score;
     return false;
   });
 }
 
-std::vector<Choice> node_front(const Problem& problem, int type, int node, double step) {
+// The undominated ways to wire a node within the cap; `levels`: for each use of it separately.
+std::vector<Choice> node_front(const Problem& problem, int type, int node, double step,
+                               bool levels) {
   const int edges = problem.nodes * (problem.nodes + 3) / 2;
   const std::size_t offset = static_cast<std::size_t>(type) * edges * problem.candidates;
   const auto scores = problem.scores.subspan(offset);
@@ -65,20 +76,29 @@ std::vector<Choice> node_front(const Problem& problem, int type, int node, doubl
       for (int i = 0; i < problem.candidates; ++i) {
         for (int j = 0; j < problem.candidates; ++j) {
           if (i == problem.forbidden || j == problem.forbidden) continue;
+          const int used = (i == problem.capped) + (j == problem.capped);
+          if (used > problem.cap) continue;
           const int first = a * problem.candidates + i;
           const int second = b * problem.candidates + j;
-          front.push_back(
-              {costs[first] + costs[second], scores[first] + scores[second], first, second});
+          front.push_back({costs[first] + costs[second], scores[first] + scores[second], first,
+                           second, levels ? used : 0});
         }
       }
     }
   }
   std::sort(front.begin(), front.end(), [](const Choice& x, const Choice& y) {
-    return std::tuple(x.cost, -x.score, x.first, x.second) <
-           std::tuple(y.cost, -y.score, y.first, y.second);
+    return std::tuple(x.used, x.cost, -x.score, x.first, x.second) <
+           std::tuple(y.used, y.cost, -y.score, y.first, y.second);
   });
   keep_front(front, step);
   return front;
+}
+
+// One behind the last choice that uses the capped candidate at most `used` times.
+std::size_t level_end(const std::vector<Choice>& front, int used) {
+  const auto end = std::upper_bound(front.begin(), front.end(), used,
+                                    [](int value, const Choice& c) { return value < c.used; });
+  return static_cast<std::size_t>(end - front.begin());
 }
 
 // Position of every choice in lexicographic order.
@@ -106,13 +126,15 @@ std::vector<int> state_ranks(const std::vector<State>& states) {
 
 // What the remaining nodes can add for a given rest of the budget: the concave hull of their summed
 // front. Every corner is a choice, so it bounds from below; between corners it bounds from above.
+// Without corners there is no choice.
 class Completion {
  public:
   Completion() : corners_{{0.0, 0.0}} {}
 
   // Adds one more node: the Minkowski sum of two hulls is their segments by falling slope.
-  void add(const std::vector<Choice>& front) {
+  void add(std::span<const Choice> front) {
     const std::vector<Point> other = hull(front);
+    if (corners_.empty() || other.empty()) return corners_.clear();
     std::vector<Point> sum{{corners_[0].cost + other[0].cost, corners_[0].score + other[0].score}};
     std::size_t i = 1, j = 1;
     while (i < corners_.size() || j < other.size()) {
@@ -148,7 +170,7 @@ class Completion {
     return (points[i].score - points[i - 1].score) / (points[i].cost - points[i - 1].cost);
   }
 
-  static std::vector<Point> hull(const std::vector<Choice>& front) {
+  static std::vector<Point> hull(std::span<const Choice> front) {
     std::vector<Point> points;
     for (const Choice& choice : front) {
       points.push_back({choice.cost, choice.score});
@@ -193,6 +215,7 @@ void check(const Problem& problem) {
   if (!std::isfinite(problem.fixed)) fail("the fixed cost is not finite");
   if (std::isnan(problem.budget)) fail("the budget is not a number");
   if (!(problem.gap >= 0.0)) fail("the gap must be at least 0");
+  if (problem.cap < 0) fail("the cap must be at least 0");
 }
 
 // Merges the nodes one by one, keeping only partial choices that no other dominates and that can
@@ -203,11 +226,20 @@ class Solver {
     const int total = problem.types * problem.nodes;
     const double step = problem.gap / (2 * total);  // one loss per node front and per merge
     double magnitude = std::abs(problem.fixed), score_magnitude = 0.0;
+    std::vector<std::vector<Choice>> whole;  // fronts of all levels together
     for (int n = 0; n < total; ++n) {
-      fronts_.push_back(node_front(problem, n / problem.nodes, n % problem.nodes, step));
-      const auto& front = fronts_.back();
-      magnitude += std::max(std::abs(front.front().cost), std::abs(front.back().cost));
-      score_magnitude += std::max(std::abs(front.front().score), std::abs(front.back().score));
+      const int type = n / problem.nodes, node = n % problem.nodes;
+      fronts_.push_back(node_front(problem, type, node, step, true));
+      whole.push_back(node_front(problem, type, node, step, false));
+      if (whole.back().empty()) fail_infeasible();
+      cheapest_.push_back(whole.back().front().cost);
+      double cost = 0.0, score = 0.0;
+      for (const Choice& choice : fronts_.back()) {
+        cost = std::max(cost, std::abs(choice.cost));
+        score = std::max(score, std::abs(choice.score));
+      }
+      magnitude += cost;
+      score_magnitude += score;
     }
     step_ = step;
     cost_slack_ = kRounding * magnitude;
@@ -215,52 +247,66 @@ class Solver {
     if (!std::isfinite(4 * magnitude) || !std::isfinite(4 * score_magnitude)) {  // room to add up
       throw std::invalid_argument("discretize_solve: the summed costs or scores overflow");
     }
-    completions_.resize(total + 1);
+    possible_.resize(total + 1);
+    certain_.resize(total + 1);
     for (int n = total; n-- > 0;) {
-      completions_[n] = completions_[n + 1];
-      completions_[n].add(fronts_[n]);
+      possible_[n] = possible_[n + 1];
+      possible_[n].add(whole[n]);
+      certain_[n] = certain_[n + 1];
+      certain_[n].add(std::span(fronts_[n]).first(level_end(fronts_[n], 0)));
     }
   }
 
   Solution run() {
-    std::vector<std::vector<State>> stages{{State{problem_.fixed, 0.0, 0, 0, 0, 0}}};
-    if (!feasible(problem_.fixed, 0)) {
-      throw std::invalid_argument("discretize_solve: no architecture fits the budget");
+    std::vector<std::vector<State>> stages{{State{problem_.fixed, 0.0, 0, 0, 0, 0, 0}}};
+    for (std::size_t n = 0; n < fronts_.size(); ++n) {
+      stages.push_back(merge(stages.back(), n));
+      if (stages.back().empty()) fail_infeasible();
     }
-    for (std::size_t n = 0; n < fronts_.size(); ++n) stages.push_back(merge(stages.back(), n));
     return read_back(stages);
   }
 
  private:
-  // Folds the cheapest rest exactly as a complete choice would be, so no tolerance is needed.
+  [[noreturn]] static void fail_infeasible() {
+    throw std::invalid_argument("discretize_solve: no architecture fits the budget and the cap");
+  }
+
+  // Folds the cheapest rest exactly as a complete choice would be, so no tolerance is needed. Under
+  // a cap the rest may be dearer: then later merges find out.
   bool feasible(double cost, std::size_t next) const {
-    for (std::size_t n = next; n < fronts_.size(); ++n) cost += fronts_[n].front().cost;
+    for (std::size_t n = next; n < cheapest_.size(); ++n) cost += cheapest_[n];
     return cost <= problem_.budget;
   }
 
   // Best score that a completion of `state` can have; raises what is known to be reachable.
   double bound(const State& state, std::size_t next) {
     const double rest = problem_.budget - state.cost;
-    const Completion& completion = completions_[next];
-    reachable_ =
-        std::max(reachable_, state.score + completion.lower(rest - cost_slack_) - score_slack_);
-    return state.score + completion.upper(rest + cost_slack_) + score_slack_ + problem_.gap;
+    const double certain = certain_[next].lower(rest - cost_slack_);
+    reachable_ = std::max(reachable_, state.score + certain - score_slack_);
+    return state.score + possible_[next].upper(rest + cost_slack_) + score_slack_ + problem_.gap;
   }
 
   std::vector<State> merge(const std::vector<State>& previous, std::size_t n) {
     const std::vector<Choice>& front = fronts_[n];
     const std::vector<int> parents = state_ranks(previous), choices = choice_ranks(front);
+    const bool last_of_type = (n + 1) % problem_.nodes == 0;  // the cap is on each type
     std::vector<State> states;
     std::vector<double> bounds;
     for (std::size_t i = 0; i < previous.size(); ++i) {
       for (std::size_t j = 0; j < front.size(); ++j) {
+        const int used = previous[i].used + front[j].used;
+        if (used > problem_.cap) break;  // the front rises in use
         const State state{previous[i].cost + front[j].cost,
                           previous[i].score + front[j].score,
                           static_cast<int>(i),
                           static_cast<int>(j),
                           parents[i],
-                          choices[j]};
-        if (!feasible(state.cost, n + 1)) break;  // the front rises in cost
+                          choices[j],
+                          last_of_type ? 0 : used};
+        if (!feasible(state.cost, n + 1)) {  // nor is what is dearer and uses as much of the cap
+          j = level_end(front, front[j].used) - 1;
+          continue;
+        }
         const double best = bound(state, n + 1);
         if (best < reachable_) continue;
         if (states.size() == kMaxStates) {
@@ -278,8 +324,8 @@ class Solver {
     }
     states.resize(kept);
     std::sort(states.begin(), states.end(), [](const State& x, const State& y) {
-      return std::tuple(x.cost, -x.score, x.parent_rank, x.choice_rank) <
-             std::tuple(y.cost, -y.score, y.parent_rank, y.choice_rank);
+      return std::tuple(x.used, x.cost, -x.score, x.parent_rank, x.choice_rank) <
+             std::tuple(y.used, y.cost, -y.score, y.parent_rank, y.choice_rank);
     });
     keep_front(states, step_);
     return states;
@@ -303,8 +349,10 @@ class Solver {
   }
 
   const Problem& problem_;
-  std::vector<std::vector<Choice>> fronts_;  // per type and node
-  std::vector<Completion> completions_;      // [n]: what nodes n, n + 1, ... can add
+  std::vector<std::vector<Choice>> fronts_;  // per type and node, by use of the capped candidate
+  std::vector<double> cheapest_;             // per type and node
+  // [n]: what nodes n, n + 1, ... can add, at most, and for certain: without the capped candidate.
+  std::vector<Completion> possible_, certain_;
   double step_ = 0.0;
   double cost_slack_ = 0.0;
   double score_slack_ = 0.0;

@@ -19,6 +19,8 @@ struct Problem {
   int nodes = 0;       // node i has 2 + i incoming edges, numbered node by node
   int candidates = 0;  // per edge
   int forbidden = -1;  // candidate that may not be chosen; -1: none
+  int capped = -1;     // candidate that each type may have at most `cap` of; -1: none
+  int cap = 0;
   double fixed = 0.0;  // cost that every architecture has
   double budget = 0.0;
   double gap = 0.0;  // the score may miss the optimum by this much; 0: exact
@@ -33,7 +35,8 @@ struct Solution {
 
 // Ties: the higher score, then the lower cost, then the lexicographically smallest sequence of
 // (edge, candidate). Throws std::invalid_argument on malformed input and when no choice fits the
-// budget, std::runtime_error when too many partial choices remain (costs proportional to scores).
+// budget and the cap, std::runtime_error when too many partial choices remain (costs proportional
+// to scores).
 Solution solve(const Problem& problem);
 
 }  // namespace metadnas::discretize

@@ -11,8 +11,9 @@ from torch import Tensor
 from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, ImageStore, load_dataset, partition, split_clients
 from metadnas_ext.errors import BudgetError, ConfigError, DataError
+from metadnas_ext.search.discretize import cheapest_within
 from metadnas_ext.seeding import derived_seed, generator
-from metadnas_ext.space import CostTable, NetworkShape, cheapest_cost, cost_table, dearest_cost
+from metadnas_ext.space import CostTable, NetworkShape, cost_table, dearest_cost
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def _seen_and_unseen(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _budgets(config: Config, costs: CostTable) -> Tensor:
-    cheapest, dearest = cheapest_cost(costs), dearest_cost(costs)
+    cheapest = cheapest_within(costs, config.client.max_skips)
+    dearest = dearest_cost(costs)
     levels = [level * dearest if level <= 1 else level for level in config.budget.levels]
     for given, level in zip(config.budget.levels, levels, strict=True):
         if level < cheapest:

@@ -16,7 +16,12 @@ from metadnas_ext.space import Genotype
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """What one round reports. Accuracies in 0..1; None: the method has no such figure."""
+    """What one round reports. Accuracies in 0..1; None: the method has no such figure.
+
+    `alpha_entropy` and `skips` are the server's; `client_entropy` and `client_skips` are means over
+    the round's clients, of their own α and the architecture it gives within their budget;
+    `hessian_eigenvalue` is the clients' mean of the largest one of ∇²_α L_val.
+    """
 
     clients: list[int]
     train_loss: float
@@ -27,6 +32,9 @@ class RoundFigures:
     alpha_entropy: float | None = None
     expected_cost: float | None = None
     skips: float | None = None
+    client_entropy: float | None = None
+    client_skips: float | None = None
+    hessian_eigenvalue: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

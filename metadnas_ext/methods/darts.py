@@ -10,7 +10,7 @@ from metadnas_ext.methods.base import RoundFigures
 from metadnas_ext.methods.derived import client_result, finetune, inherit
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.search import discretize
+from metadnas_ext.search.relaxations import relaxation_of
 from metadnas_ext.space import Genotype
 
 
@@ -44,21 +44,26 @@ class LocalDARTS(MetaDNAS):
 
     @property
     def epochs(self) -> int:
-        server = self.config.server
-        share = min(server.clients_per_round, len(self.federation.seen)) / len(self.federation.seen)
-        rounds = round(server.rounds * share * self.config.client.epochs)
+        rounds = round(self.config.server.rounds * self._share * self.config.client.epochs)
         return rounds + self.config.personalise.adapt_epochs
+
+    @property
+    def _share(self) -> float:
+        """Of the rounds, how many a client takes part in on average."""
+        seen = len(self.federation.seen)
+        return min(self.config.server.clients_per_round, seen) / seen
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         federation, settings = self.federation, self.config.personalise
+        relaxation = relaxation_of(self.config.client, 0, 1, settings.temperature)
+        warmup = round(self._share * self.config.client.alpha_warmup)
         cohort, _ = self.search(
-            clients, self.epochs, "alone", "local search", None, settings.temperature
+            clients, self.epochs, "alone", "local search", None, relaxation, warmup
         )
         assert cohort.alpha is not None
         genotypes, start = {}, {}
         for row, client in enumerate(cohort.clients):
-            alpha, budget = cohort.alpha[row], float(federation.budgets[client])
-            genotypes[client] = discretize((alpha[0], alpha[1]), federation.costs, budget)
+            genotypes[client] = self.genotype(cohort.alpha[row], client)
             start[client] = inherit(
                 self.plan, genotypes[client], cohort.theta[row], cohort.running[row]
             )

@@ -43,6 +43,10 @@ class Batch(NamedTuple):
     labels: Tensor
     sizes: Tensor
 
+    def rows(self, rows: slice) -> Batch:
+        """That of some of the clients."""
+        return Batch(self.x[rows], self.labels[rows], self.sizes[rows])
+
     @property
     def counts(self) -> Tensor | None:
         return None if bool((self.sizes == self.x.shape[1]).all()) else self.sizes
@@ -104,6 +108,7 @@ class TrainBatches:
         self._store = store
         self._dtype = dtype
         self._splits = splits
+        self._seed, self._key = seed, key
         self._batch_size = batch_size
         self._augment = augment
         self.steps = [epochs * steps_per_epoch(split, batch_size) for split in splits]
@@ -126,13 +131,27 @@ class TrainBatches:
         """How many clients, from the first, still train at `step`."""
         return sum(total > step for total in self.steps)
 
+    def within(self, step: int, epochs: int) -> int:
+        """How many clients, from the first, are at `step` in the first `epochs` of their epochs."""
+        return sum(epochs * steps_per_epoch(s, self._batch_size) > step for s in self._splits)
+
+    def progress(self, step: int) -> Tensor:
+        """Share of its steps that each active client has done at `step`, (k)."""
+        return step / torch.tensor(self.steps[: self.active(step)])
+
+    def generators(self, step: int, purpose: str, rows: slice) -> list[torch.Generator]:
+        """Of draws beside the batches, one a client, as much its own as its batches."""
+        clients = [split.client for split in self._splits[rows]]
+        return [generator(self._seed, *self._key, purpose, c, step) for c in clients]
+
     def train(self, active: int) -> Batch:
         indices = [self._next(client) for client in range(active)]
         return self._collate(indices, self._train_rng)
 
-    def val(self, active: int) -> Batch:
-        indices = [cycle.next() for cycle in self._cycles[:active]]
-        return self._collate(indices, self._val_rng)
+    def val(self, active: int, first: int = 0) -> Batch:
+        """Of the clients in rows [first, active)."""
+        indices = [cycle.next() for cycle in self._cycles[first:active]]
+        return self._collate(indices, self._val_rng[first:])
 
     def _collate(self, indices: list[Tensor], generators: list[torch.Generator]) -> Batch:
         return collate(

@@ -3,13 +3,15 @@
 Without a budget this is the rule of Liu et al., "DARTS" (ICLR 2019), section 2.4: each node keeps
 the two incoming edges with the largest max-over-candidates p, each with that candidate. With one,
 the architecture of largest summed log p among those that fit it; both coincide where the budget
-does not bind.
+does not bind. Scores are those of the relaxation. A skip cap limits the skip connections of each
+cell type: a search that collapses fills cells with them (Chen et al., "P-DARTS", ICCV 2019).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from torch import Tensor
 
 from metadnas_ext._native import _C, REFERENCE
 from metadnas_ext.errors import BudgetError, ConfigError
-from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost, edges
+from metadnas_ext.search.relaxations import SOFTMAX, Relaxation
+from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost, edges, genotype_cost
 from metadnas_ext.space.genotype import KEPT, Genotype
 from metadnas_ext.space.primitives import PRIMITIVES
 
 CELL_TYPES = ("normal", "reduce")
+SKIP = "skip_connect"
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -30,31 +34,40 @@ Alpha = tuple[Tensor, Tensor] | Mapping[str, Tensor]
 
 
 def discretize(
-    alpha: Alpha, costs: CostTable | None = None, budget: float | None = None
+    alpha: Alpha,
+    costs: CostTable | None = None,
+    budget: float | None = None,
+    *,
+    relaxation: Relaxation = SOFTMAX,
+    max_skips: int | None = None,
 ) -> Genotype:
     """Best architecture under `alpha`, jointly over both cell types, with cost <= `budget`.
 
     `alpha`: logits [edges, candidates] of the normal and the reduction cell, as a pair or under the
     keys "normal" and "reduce". `costs` names the candidates (without it: PRIMITIVES) and the unit
-    of `budget`. p = softmax over candidates in float64; `none` takes part in it but is never
-    chosen. Ties: lower cost if there is a budget, then the lexicographically smallest sequence of
-    (edge, candidate). A node's edges come in the order of their sources.
+    of `budget`. `relaxation` makes the scores, in float64: of softmax, log p over all candidates;
+    `none` takes part but is never chosen. At most `max_skips` edges of a cell are skip_connect.
+    Ties: lower cost if there is a budget, then the lexicographically smallest sequence of (edge,
+    candidate). A node's edges come in the order of their sources.
 
     Raises ValueError on non-finite or misshapen logits, ConfigError on a budget without costs or
-    not a number, BudgetError when nothing is as cheap as the budget.
+    not a number or a cap that nothing keeps, BudgetError when nothing is as cheap as the budget.
     """
     candidates = PRIMITIVES if costs is None else costs.candidates
     logits = _logits(alpha, len(candidates))  # (2, edges, candidates)
     nodes = _nodes(logits.shape[1])
-    scores = torch.log_softmax(logits, dim=-1).numpy()
+    scores = relaxation.log_scores(logits).numpy()
+    check_cap(candidates, nodes, max_skips)
     if budget is None:
-        return _solve(scores, np.zeros_like(scores), nodes, candidates, 0.0, math.inf)
+        free = np.zeros_like(scores)
+        return _solve(scores, free, nodes, candidates, 0.0, math.inf, max_skips=max_skips)
     if costs is None:
         raise ConfigError("a budget needs a cost table")
     if nodes != costs.nodes:
         raise ValueError(f"the cost table has {costs.nodes} nodes, alpha {nodes}")
-    _check_budget(costs, budget)
-    return _solve(scores, _costs_array(costs), nodes, candidates, costs.fixed, budget)
+    _check_budget(costs, budget, max_skips)
+    prices = _costs_array(costs)
+    return _solve(scores, prices, nodes, candidates, costs.fixed, budget, max_skips=max_skips)
 
 
 def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Genotype:
@@ -73,13 +86,42 @@ def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Ge
     return _solve(array, array, costs.nodes, costs.candidates, costs.fixed, budget, gap * span)
 
 
+def cheapest_within(costs: CostTable, max_skips: int | None = None) -> float:
+    """Least cost of an architecture with at most `max_skips` skip connections in a cell."""
+    if max_skips is None:
+        return cheapest_cost(costs)
+    check_cap(costs.candidates, costs.nodes, max_skips)
+    prices = _costs_array(costs)
+    genotype = _solve(
+        -prices, prices, costs.nodes, costs.candidates, costs.fixed, math.inf, max_skips=max_skips
+    )
+    return genotype_cost(costs, genotype)
+
+
+def check_cap(candidates: tuple[str, ...], nodes: int, max_skips: int | None) -> None:
+    """ConfigError if no cell has as few skip connections."""
+    needed = KEPT * nodes if set(candidates) <= {"none", SKIP} else 0
+    if max_skips is not None and max_skips < needed:
+        raise ConfigError(
+            f"max_skips is {max_skips}, but only {SKIP} can be chosen, {needed} times a cell"
+        )
+
+
 def reference_solve(
-    scores: Array, costs: Array, nodes: int, forbidden: int, fixed: float, budget: float, gap: float
+    scores: Array,
+    costs: Array,
+    nodes: int,
+    forbidden: int,
+    fixed: float,
+    budget: float,
+    gap: float = 0.0,
+    capped: int = -1,
+    cap: int = 0,
 ) -> tuple[float, float, list[int], list[int]]:
     """Twin of `_C.discretize_solve` (csrc/discretize/solver.h) without its bounds: same answers.
 
     `scores`, `costs`: [types, edges, candidates]; the answer is (score, cost, edges, candidates),
-    the latter two [types * nodes * 2]. ValueError when nothing fits the budget.
+    the latter two [types * nodes * 2]. ValueError when nothing fits the budget and the cap.
     """
     types, count, candidates = scores.shape
     step = gap / (2 * types * nodes)  # one loss per node front and per merge
@@ -92,38 +134,60 @@ def reference_solve(
         distinct = a // candidates < b // candidates
         pairs = np.stack([a[distinct], b[distinct]], -1)  # (choices, 2)
         cost, score = (t[cell].reshape(count * candidates)[pairs].sum(-1) for t in (costs, scores))
-        fronts.append(_front(cost, score, pairs, step))
-    cost, score, taken = np.array([fixed]), np.zeros(1), np.zeros((1, 0), dtype=np.int64)
-    for node, (node_cost, node_score, pairs) in enumerate(fronts):
-        i, j = (x.ravel() for x in np.indices((len(cost), len(node_cost))))
-        total = cost[i] + node_cost[j]
+        used = (pairs % candidates == capped).sum(-1)
+        fronts.append(_front(_Entries(cost, score, used, pairs), step))
+    states = _Entries(
+        np.array([fixed]), np.zeros(1), np.zeros(1, np.int64), np.zeros((1, 0), np.int64)
+    )
+    for node, front in enumerate(fronts):
+        i, j = (x.ravel() for x in np.indices((len(states.cost), len(front.cost))))
+        total = states.cost[i] + front.cost[j]
         least = total.copy()  # folds the cheapest rest exactly as a complete choice would be
-        for rest_cost, _, _ in fronts[node + 1 :]:
-            least += rest_cost[0]
-        fits = least <= budget
-        i, j, total = i[fits], j[fits], total[fits]
+        for rest in fronts[node + 1 :]:
+            least += rest.cost.min()
+        used = states.used[i] + front.used[j]
+        fits = (least <= budget) & (used <= cap)
+        i, j, total, used = i[fits], j[fits], total[fits], used[fits]
         if not len(i):
-            raise ValueError("discretize_solve: no architecture fits the budget")
-        taken = np.concatenate([taken[i], pairs[j]], -1)  # (states, 2 * (node + 1))
-        cost, score, taken = _front(total, score[i] + node_score[j], taken, step)
-    best = taken[-1]  # a front rises in score
+            raise ValueError("discretize_solve: no architecture fits the budget and the cap")
+        if (node + 1) % nodes == 0:
+            used = np.zeros_like(used)  # the cap is on each cell type
+        choice = np.concatenate([states.choice[i], front.choice[j]], -1)  # (states, 2 (node + 1))
+        merged = _Entries(total, states.score[i] + front.score[j], used, choice)
+        states = _front(merged, step)
+    best = states.choice[-1]  # a front rises in score
     return (
-        float(score[-1]),
-        float(cost[-1]),
+        float(states.score[-1]),
+        float(states.cost[-1]),
         (best // candidates).tolist(),
         (best % candidates).tolist(),
     )
 
 
-def _front(cost: Array, score: Array, choice: Indices, step: float) -> tuple[Array, Array, Indices]:
-    """Entries by rising cost whose score exceeds every cheaper one's by more than `step`."""
-    order = np.lexsort((*choice.T[::-1], -score, cost))
-    kept, best = [], -math.inf
-    for index, value in zip(order.tolist(), score[order].tolist(), strict=True):
-        if value > best + step:
+class _Entries(NamedTuple):
+    """Ways to wire some nodes: sums, uses of the capped candidate in this cell, operations."""
+
+    cost: Array
+    score: Array
+    used: Indices
+    choice: Indices  # (entries, operations)
+
+
+def _front(entries: _Entries, step: float) -> _Entries:
+    """By rising use and cost, those that score by more than `step` above all cheaper ones.
+
+    Only entries that use the capped candidate as often are compared.
+    """
+    cost, score, used, choice = entries
+    order = np.lexsort((*choice.T[::-1], -score, cost, used))
+    kept, best, level = [], -math.inf, -1
+    for index in order.tolist():
+        if used[index] != level:
+            best, level = -math.inf, used[index]
+        if score[index] > best + step:
             kept.append(index)
-            best = value
-    return cost[kept], score[kept], choice[kept]
+            best = score[index]
+    return _Entries(cost[kept], score[kept], used[kept], choice[kept])
 
 
 def _solve(
@@ -134,10 +198,15 @@ def _solve(
     fixed: float,
     budget: float,
     gap: float = 0.0,
+    max_skips: int | None = None,
 ) -> Genotype:
-    forbidden = candidates.index("none") if "none" in candidates else -1
+    forbidden, capped = (candidates.index(c) if c in candidates else -1 for c in ("none", SKIP))
+    if max_skips is None:
+        capped, max_skips = -1, 0
     solve = reference_solve if REFERENCE else _C.discretize_solve
-    _, _, kept, chosen = solve(scores, costs, nodes, forbidden, fixed, budget, gap)
+    _, _, kept, chosen = solve(
+        scores, costs, nodes, forbidden, fixed, budget, gap, capped, max_skips
+    )
     sources = [edge.source for edge in edges(nodes)]
     pairs = [
         (candidates[candidate], sources[edge]) for edge, candidate in zip(kept, chosen, strict=True)
@@ -178,10 +247,10 @@ def _nodes(count: int) -> int:
     return nodes
 
 
-def _check_budget(costs: CostTable, budget: float) -> None:
+def _check_budget(costs: CostTable, budget: float, max_skips: int | None = None) -> None:
     if math.isnan(budget):
         raise ConfigError("the budget is not a number")
-    cheapest = cheapest_cost(costs)
+    cheapest = cheapest_within(costs, max_skips)
     if budget < cheapest:
         raise BudgetError(
             f"no architecture fits a budget of {budget:.10g} {costs.unit}; "

@@ -21,6 +21,13 @@ class RowOptimizer(Protocol):
     def step(self, grad: Tensor, active: int) -> None:
         """grad: (active, ...)."""
 
+    def unrolled(self, grad: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Where the virtual step of DARTS takes `rows` from gradients (k, ...), and its rates (k).
+
+        w' = w - ξ (μ velocity + grad + weight decay * w), ξ and μ as of the next step; without the
+        clipping and, of Adam, with plain gradient descent.
+        """
+
 
 class RowAdam:
     """Adam (Kingma and Ba, 2015); `clip` limits the norm of each row's gradient, 0: no limit."""
@@ -45,19 +52,24 @@ class RowAdam:
         """Goes on from these moments and step counts (G), updating them in place."""
         self._mean, self._square, self._steps = mean, square, steps
 
-    def step(self, grad: Tensor, active: int) -> None:
+    def step(self, grad: Tensor, active: int, first: int = 0) -> None:
+        """Of rows [first, active), grad (active - first, ...)."""
         adam_rows_(
-            self._rows,
-            grad[:active],
-            self._mean,
-            self._square,
-            self._steps,
+            self._rows[first:],
+            grad[: active - first],
+            self._mean[first:],
+            self._square[first:],
+            self._steps[first:],
             lr=self._lr,
             betas=self._betas,
             weight_decay=self._decay,
             eps=self._eps,
             clip=self._clip,
         )
+
+    def unrolled(self, grad: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        w = self._rows[rows]
+        return w - self._lr * (grad + self._decay * w), w.new_full((len(w),), self._lr)
 
 
 class RowSGD:
@@ -79,17 +91,26 @@ class RowSGD:
         self._done = 0
 
     def step(self, grad: Tensor, active: int) -> None:
-        rates = [
-            self._lr * (1 + math.cos(math.pi * self._done / total)) / 2
-            for total in self._total[:active]
-        ]
         sgd_rows_(
             self._rows,
             grad[:active],
             self._velocity,
-            rates,
+            self._rates(slice(0, active)),
             momentum=self._momentum,
             weight_decay=self._decay,
             clip=self._clip,
         )
         self._done += 1
+
+    def unrolled(self, grad: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        w = self._rows[rows]
+        step = self._momentum * self._velocity[rows] + grad + self._decay * w
+        rates = w.new_tensor(self._rates(rows))
+        return w - rates[:, None] * step, rates
+
+    def _rates(self, rows: slice) -> list[float]:
+        """Of the next step."""
+        return [
+            self._lr * (1 + math.cos(math.pi * self._done / total)) / 2
+            for total in self._total[rows]
+        ]

@@ -14,19 +14,35 @@ from metadnas_ext.data import ClientSplit, ImageStore
 from metadnas_ext.errors import DivergenceError
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.nn.functional import correct, cross_entropy
+from metadnas_ext.nn.plan import Weights
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
-from metadnas_ext.search.objective import mixing_weights
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
+from metadnas_ext.search.relaxations import SOFTMAX, Relaxation
+
+
+class Pass(NamedTuple):
+    """A pass over a training batch: losses (k), batch statistics (k, R), gradient of w (k, P)."""
+
+    losses: Tensor
+    stats: Tensor
+    grad: Tensor
 
 
 class AlphaStep(Protocol):
-    """Updates α of the first `active` clients before each step on w."""
+    """What a search adds to the training of w."""
 
-    def __call__(self, cohort: Cohort, batch: Batch, progress: Tensor) -> None:
-        """batch: validation images; progress (k): share of its steps each client has done."""
+    def before(
+        self,
+        cohort: Cohort,
+        batches: TrainBatches,
+        step: int,
+        train: Batch,
+        optimizer: RowOptimizer,
+    ) -> None:
+        """Before w takes step `step` on `train` with `optimizer`: may move α."""
 
-    def temperature(self, progress: Tensor) -> Tensor | None:
-        """Temperature of the mixing weights (k), or None for 1."""
+    def weight_pass(self, cohort: Cohort, batches: TrainBatches, step: int, train: Batch) -> Pass:
+        """The pass on which w then moves."""
 
 
 @dataclass(frozen=True)
@@ -60,41 +76,48 @@ def train(
 ) -> Tensor:
     """Trains each client for its own number of steps, in place; its mean training loss, (G).
 
-    With `alpha_step` each step on w follows one on α (the alternating scheme of DARTS). `where`
-    names the phase in the DivergenceError of a loss that is not finite.
+    With `alpha_step` it is a search. `where` names the phase in the DivergenceError of a loss that
+    is not finite.
     """
     optimizer = how.make(cohort.theta, batches.steps)
-    steps = torch.tensor(batches.steps)
     total = torch.zeros(len(cohort.splits), dtype=torch.float64)
     for step in range(len(batches)):
         active = batches.active(step)
-        progress = step / steps[:active]
-        weights = None
-        if alpha_step is not None:
-            alpha_step(cohort, batches.val(active), progress)
-        if cohort.alpha is not None:
-            temperature = None if alpha_step is None else alpha_step.temperature(progress)
-            weights = mixing_weights(cohort.alpha[:active], temperature)
         batch = batches.train(active)
-        theta = cohort.theta[:active].detach().requires_grad_()
-        out = plan(theta, weights, batch.x, counts=batch.counts)
-        losses = cross_entropy(out.logits, batch.labels, batch.counts)  # (k)
-        check_finite(losses, cohort, where)
-        (grad,) = torch.autograd.grad(losses.sum(), theta)
-        optimizer.step(grad, active)
-        plan.update_running(cohort.running[:active], out.stats, batch.sizes)
-        total[:active] += losses.detach()
-    return total / steps.clamp(min=1)
+        if alpha_step is None:
+            done = weight_pass(plan, cohort.theta[:active], None, batch)
+        else:
+            alpha_step.before(cohort, batches, step, batch, optimizer)
+            done = alpha_step.weight_pass(cohort, batches, step, batch)
+        check_finite(done.losses, cohort, where)
+        optimizer.step(done.grad, active)
+        plan.update_running(cohort.running[:active], done.stats, batch.sizes)
+        total[:active] += done.losses
+    return total / torch.tensor(batches.steps).clamp(min=1)
 
 
-def check_finite(values: Tensor, cohort: Cohort, where: str, what: str = "loss") -> None:
-    """DivergenceError naming the first client whose loss (G) is not finite."""
+def weight_pass(plan: NetworkPlan, theta: Tensor, weights: Weights | None, batch: Batch) -> Pass:
+    """Cross-entropy of theta (k, P) on a batch, and its gradient."""
+    theta = theta.detach().requires_grad_()
+    out = plan(theta, weights, batch.x, counts=batch.counts)
+    losses = cross_entropy(out.logits, batch.labels, batch.counts)  # (k)
+    (grad,) = torch.autograd.grad(losses.sum(), theta)
+    return Pass(losses.detach(), out.stats, grad)
+
+
+def check_finite(
+    values: Tensor, cohort: Cohort, where: str, what: str = "loss", first: int = 0
+) -> None:
+    """DivergenceError naming the first client, of those from row `first`, whose loss is not finite.
+
+    values: (k).
+    """
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
         value = float(values.detach()[row])
         raise DivergenceError(
-            f"{where}: the {what} of client {cohort.clients[row]} is {value}; "
+            f"{where}: the {what} of client {cohort.clients[first + row]} is {value}; "
             f"a lower client.lr or client.alpha_lr, or client.clip, may help"
         )
 
@@ -115,14 +138,16 @@ def evaluate(
     part: str,
     batch_size: int,
     where: str,
+    relaxation: Relaxation = SOFTMAX,
 ) -> Evaluation:
     """Evaluates each client on its own `part` of the data, with running statistics.
 
-    `where` names the phase in the DivergenceError of a loss that is not finite.
+    A supernet mixes as `relaxation` does at rest. `where` names the phase in the DivergenceError of
+    a loss that is not finite.
     """
     loss = torch.zeros(len(cohort.splits), dtype=torch.float64)
     hits, size = torch.zeros_like(loss), torch.zeros_like(loss)
-    weights = None if cohort.alpha is None else mixing_weights(cohort.alpha)
+    weights = _weights_at_rest(cohort, relaxation)
     for batch in passes(store, cohort.splits, part, batch_size, cohort.theta.dtype):
         out = plan(cohort.theta, weights, batch.x, running=cohort.running, counts=batch.counts)
         losses = cross_entropy(out.logits, batch.labels, batch.sizes)
@@ -134,14 +159,24 @@ def evaluate(
 
 
 @torch.no_grad()
-def recalibrate(plan: NetworkPlan, cohort: Cohort, store: ImageStore, batch_size: int) -> None:
-    """Replaces running statistics by their mean over one pass of the training data."""
+def recalibrate(
+    plan: NetworkPlan,
+    cohort: Cohort,
+    store: ImageStore,
+    batch_size: int,
+    relaxation: Relaxation = SOFTMAX,
+) -> None:
+    """Replaces running statistics by their mean over one pass of the training data.
+
+    A supernet mixes as `relaxation` does at rest.
+    """
+    weights = _weights_at_rest(cohort, relaxation)
     total = torch.zeros_like(cohort.running)
     images = torch.zeros(len(cohort.splits), 1, dtype=total.dtype)
     for batch in passes(store, cohort.splits, "train", batch_size, cohort.theta.dtype):
         # A last batch of one image with one pixel has no variance; it is not needed.
         sizes = torch.where(batch.sizes > 1, batch.sizes, 0)
-        out = plan(cohort.theta, None, batch.x, counts=sizes)
+        out = plan(cohort.theta, weights, batch.x, counts=sizes)
         fresh = torch.zeros_like(total)
         plan.update_running(fresh, out.stats, sizes, momentum=1.0)
         total += fresh * sizes[:, None]
@@ -164,3 +199,7 @@ def cohort_of(
         copies(running),
         None if alpha is None else copies(alpha),
     )
+
+
+def _weights_at_rest(cohort: Cohort, relaxation: Relaxation) -> Weights | None:
+    return None if cohort.alpha is None else relaxation.mixture(cohort.alpha).weights

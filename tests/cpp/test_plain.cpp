@@ -98,7 +98,7 @@ class BruteForce {
   }
   void walk(int n, double score, double cost) {
     if (n == problem_.types * problem_.nodes) {
-      if (cost > problem_.budget) return;
+      if (cost > problem_.budget || !within_cap()) return;
       if (found && (score < best.score || (score == best.score && cost >= best.cost))) return;
       found = true;
       best = {score, cost, edges_, candidates_};
@@ -118,6 +118,15 @@ class BruteForce {
             edges_.resize(edges_.size() - 2);
             candidates_.resize(candidates_.size() - 2);
           }
+  }
+
+  bool within_cap() const {
+    for (int type = 0; type < problem_.types; ++type) {
+      const auto first = candidates_.begin() + type * problem_.nodes * 2;
+      if (std::count(first, first + problem_.nodes * 2, problem_.capped) > problem_.cap)
+        return false;
+    }
+    return true;
   }
 
   const Problem& problem_;
@@ -141,6 +150,10 @@ void check_problem(Random& random, int round) {
   problem.nodes = nodes;
   problem.candidates = candidates;
   problem.forbidden = candidates > 1 && random.flip() ? random.below(candidates) : -1;
+  if (random.flip()) {
+    problem.capped = random.below(candidates);
+    problem.cap = random.below(2 * nodes + 1);
+  }
   problem.fixed = random.number();
   problem.budget = random.below(5) == 0 ? std::numeric_limits<double>::infinity()
                                         : problem.fixed + 2 * random.number();
@@ -188,6 +201,7 @@ void check_malformed() {
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.budget = nan; }), "discretize: budget");
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.budget = -1; }), "discretize: too little");
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.gap = nan; }), "discretize: gap");
+  check(refused([](Problem& p, Numbers&, Numbers&) { p.cap = -1; }), "discretize: cap");
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.fixed = infinity; }), "discretize: fixed");
   check(refused([&](Problem&, Numbers& s, Numbers&) { s[1] = nan; }), "discretize: score");
   check(refused([&](Problem&, Numbers&, Numbers& c) { c[3] = infinity; }), "discretize: cost");

@@ -12,6 +12,7 @@ from metadnas_ext.methods import LocalDARTS, MetaDNAS, meta_dnas
 from metadnas_ext.methods.derived import Trained
 from metadnas_ext.search import discretize
 from metadnas_ext.search.architect import meta_gradient
+from metadnas_ext.search.relaxations import SOFTMAX
 from metadnas_ext.space import Genotype
 
 from ..federated._tiny import assert_close, assert_identical, tiny_federation
@@ -80,7 +81,7 @@ def test_a_round_is_search_and_meta_gradient_of_each_client_then_one_server_step
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for client in figures.clients:
         fresh = MetaDNAS(federation)
-        cohort, _ = fresh.search([client], 1, "round/0", "round 0", start["alpha"])
+        cohort, _ = fresh.search([client], 1, "round/0", "round 0", start["alpha"], SOFTMAX)
         grad, _ = meta_gradient(
             fresh.plan,
             cohort,

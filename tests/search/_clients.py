@@ -11,8 +11,10 @@ from torch import Tensor
 from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, MemoryStore
 from metadnas_ext.nn import NetworkPlan, Supernet, supernet_plan
-from metadnas_ext.search.architect import Architect, meta_gradient
+from metadnas_ext.search.architect import ARCHITECTS, meta_gradient
 from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
+from metadnas_ext.search.objective import Objective
+from metadnas_ext.search.relaxations import relaxation_of
 from metadnas_ext.search.training import Training, cohort_of, train
 from metadnas_ext.space import NetworkShape, cost_table
 
@@ -91,15 +93,11 @@ def search(
     """Local search, then the meta-gradient; every tensor of each client."""
     plan, cohort = supernet_plan(SHAPE), fresh_cohort(clients, dtype)
     _, _, server = start(plan, dtype)
-    architect = Architect(
-        plan,
-        cohort,
-        config.client,
-        COSTS,
-        budgets_of(cohort),
-        server,
-        "round 3",
-        FINAL_TEMPERATURE,
+    relaxation = relaxation_of(config.client, 0, 1, FINAL_TEMPERATURE)
+    objective = Objective.of(config.client, relaxation, COSTS, budgets_of(cohort), server)
+    architect = ARCHITECTS[config.client.order](
+        *(plan, cohort, config.client, objective, relaxation, "round 3"),
+        warmup=config.client.alpha_warmup,
     )
     how = Training.of(config.client)
     losses = train(plan, cohort, train_batches(cohort, epochs), how, "round 3", architect)

@@ -1,5 +1,6 @@
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,13 @@ import torch
 
 from metadnas_ext import _C
 from metadnas_ext.errors import BudgetError, ConfigError
-from metadnas_ext.search.discretize import discretize, max_cost_genotype, reference_solve
+from metadnas_ext.search.discretize import (
+    cheapest_within,
+    discretize,
+    max_cost_genotype,
+    reference_solve,
+)
+from metadnas_ext.search.relaxations import Sigmoid
 from metadnas_ext.space.cost import (
     CostTable,
     NetworkShape,
@@ -40,7 +47,7 @@ def budget_at(table, share):
     return low + share * (high - low)
 
 
-def brute_force(scores, costs, nodes, forbidden, fixed, budget):
+def brute_force(scores, costs, nodes, forbidden, fixed, budget, capped=-1, cap=0):
     """Best (score, -cost, operations) over everything, or None; sums fold as documented."""
     types, _, candidates = scores.shape
     per_node = []
@@ -67,6 +74,9 @@ def brute_force(scores, costs, nodes, forbidden, fixed, budget):
         if cost > budget or (best is not None and (score, -cost) < best[:2]):
             continue
         operations = [op for _, _, pair in choice for op in pair]
+        per_type = np.array([c == capped for _, c in operations]).reshape(types, -1).sum(1)
+        if max(per_type) > cap:
+            continue
         if best is None or (score, -cost) > best[:2] or operations < best[2]:
             best = (score, -cost, operations)
     return best
@@ -114,6 +124,125 @@ def test_solver_equals_brute_force(seed, kind):
             assert (score, -cost) == expected[:2]
             assert cost <= budget
             assert list(zip(kept, chosen, strict=True)) == expected[2]
+
+
+@pytest.mark.parametrize("kind", ["floats", "ties"])
+@pytest.mark.parametrize("seed", range(20))
+def test_solver_equals_brute_force_under_a_cap(seed, kind):
+    """Each type on its own; the capped candidate scores well, and half the time costs nothing."""
+    rng = np.random.default_rng(1000 + seed)
+    types, nodes, candidates = [(2, 1, 4), (1, 2, 4), (2, 2, 2), (1, 3, 2), (2, 1, 3)][seed % 5]
+    shape = (types, nodes * (nodes + 3) // 2, candidates)
+    draw = rng.random if kind == "floats" else lambda size: rng.integers(0, 3, size).astype(float)
+    costs, scores = draw(shape), -draw(shape)
+    capped = int(rng.integers(candidates))
+    costs[..., capped] *= rng.integers(0, 2)
+    scores[..., capped] /= 4
+    forbidden = (capped + 1) % candidates if candidates > 2 and seed % 2 else -1
+    binds = 0
+    for cap in range(2 * nodes + 1):
+        for budget in (costs.sum() * 0.3, costs.sum() * 0.5, math.inf):
+            problem = (scores, costs, nodes, forbidden, 0.5, budget)
+            expected = brute_force(*problem, capped, cap)
+            binds += expected != brute_force(*problem)
+            for solve in (_C.discretize_solve, reference_solve):
+                if expected is None:
+                    with pytest.raises(ValueError, match="no architecture fits the budget and the"):
+                        solve(*problem, 0.0, capped, cap)
+                    continue
+                score, cost, kept, chosen = solve(*problem, 0.0, capped, cap)
+                assert (score, -cost) == expected[:2]
+                assert list(zip(kept, chosen, strict=True)) == expected[2]
+    assert binds > 0
+
+
+def skips(genotype):
+    """Of the normal and of the reduction cell."""
+    return [
+        [name for name, _ in pairs].count("skip_connect")
+        for pairs in (genotype.normal, genotype.reduce)
+    ]
+
+
+def costs_of(table):
+    return torch.stack([table.normal, table.reduce]).numpy()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_skip_cap_in_the_full_space(seed):
+    """A search that has collapsed: skip_connect is the best candidate nearly everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    alpha = torch.stack(random_alpha(4, 8, generator))
+    skip = PRIMITIVES.index("skip_connect")
+    alpha[..., skip] += 4
+    table = random_table(4, PRIMITIVES, generator)
+    for share in (0.1, 0.4, 1.0):
+        budget = budget_at(table, share)
+        problem = (alpha.log_softmax(-1).numpy(), costs_of(table), 4, 0, table.fixed, budget, 0.0)
+        scores = []
+        for cap in range(9):
+            genotype = discretize(tuple(alpha), table, budget, max_skips=cap)
+            assert max(skips(genotype)) <= cap
+            assert genotype_cost(table, genotype) <= budget
+            solution = _C.discretize_solve(*problem, skip, cap)
+            scores.append(solution[0])
+            if cap in (0, 2):
+                assert solution == reference_solve(*problem, skip, cap)
+        assert genotype == discretize(tuple(alpha), table, budget)
+        assert scores == sorted(scores)
+        assert scores[0] < scores[-1]
+    assert max(skips(genotype)) > 2
+    assert max(skips(discretize(tuple(alpha), max_skips=1))) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cheapest_architecture_under_a_cap(seed):
+    """Half the time skip connections are free, as in MACs."""
+    generator = torch.Generator().manual_seed(seed)
+    table = random_table(1, CANDIDATES, generator)
+    if seed % 2:
+        table.normal[:, 1] = 0
+    zero = torch.zeros(2, 4)
+    for cap in (0, 1, 2, None):
+        capped = (-1, 0) if cap is None else (1, cap)
+        prices = costs_of(table)
+        expected = -brute_force(-prices, prices, 1, 0, table.fixed, math.inf, *capped)[1]
+        assert cheapest_within(table, cap) == expected
+        found = discretize((zero, zero), table, expected, max_skips=cap)
+        assert genotype_cost(table, found) == expected
+        with pytest.raises(BudgetError, match="the cheapest costs"):
+            discretize((zero, zero), table, math.nextafter(expected, 0), max_skips=cap)
+
+
+def test_a_cap_that_nothing_keeps():
+    zero = torch.zeros(5, 2)
+    table = cost_table(NetworkShape(4, 2, nodes=2, candidates=("none", "skip_connect")))
+    with pytest.raises(ConfigError, match=r"max_skips is 3, but only skip_connect .* 4 times"):
+        discretize((zero, zero), table, max_skips=3)
+    assert skips(discretize((zero, zero), table, max_skips=4)) == [4, 4]
+
+
+def test_scores_are_the_relaxations():
+    """Two strong candidates halve each other's p, but not each other's sigmoid."""
+    alpha = torch.full((5, 8), -3.0)
+    alpha[:, 4] = 1.5  # p 0.93, sigmoid 0.82
+    alpha[2, 4:6] = 2.0  # p 0.50, sigmoid 0.88
+    alphas = (alpha, alpha)
+    assert [source for _, source in discretize(alphas).normal[2:]] == [1, 2]
+    chosen = discretize(alphas, relaxation=Sigmoid()).normal[2:]
+    assert chosen == (("sep_conv_3x3", 0), ("sep_conv_3x3", 1))
+
+
+@pytest.mark.parametrize("cap", [None, 2])
+def test_a_hundred_clients_take_less_than_a_second(cap):
+    """Five are allowed here: the machines of CI are slower and busy."""
+    generator = torch.Generator().manual_seed(0)
+    table = cost_table(NetworkShape())
+    alphas = [random_alpha(4, 8, generator) for _ in range(100)]
+    start = time.process_time()
+    for index, alpha in enumerate(alphas):
+        discretize(alpha, table, budget_at(table, 0.1 + index / 120), max_skips=cap)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -278,6 +407,8 @@ def test_malformed_input():
         ({"fixed": math.inf}, "fixed cost is not finite"),
         ({"budget": math.nan}, "not a number"),
         ({"gap": math.nan}, "gap"),
+        ({"cap": -1}, "the cap must be at least 0"),
+        ({"capped": 0, "forbidden": 1}, "no architecture fits the budget and the cap"),
         ({"scores": np.zeros((1, 2, 1)), "costs": np.zeros((1, 2, 1)), "forbidden": 0}, "no cand"),
         ({"costs": np.full((1, 2, 2), 1e308)}, "overflow"),
     ],

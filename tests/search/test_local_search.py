@@ -68,6 +68,37 @@ def test_cohort_equals_each_client_alone(
             assert_identical(together[client][name], tensor, f"{name} of client {client}")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order": "second", "optimizer": "sgd"},
+        {"order": "second", "relaxation": "gdas", "alpha_warmup": 1},
+        {"order": "single", "relaxation": "gumbel", "alpha_warmup": 1, "penalty_kind": "dual"},
+        {"relaxation": "sigmoid"},
+    ],
+    ids=["unrolled", "unrolled gdas, warm-up", "single level gumbel, warm-up", "sigmoid"],
+)
+def test_variants_equal_each_client_alone(changes: dict[str, str]) -> None:
+    """In single precision; clients leave their warm-up at different steps, last ones first."""
+    config = client_config(**changes)
+    together = search([0, 1, 2, 3], config, torch.float32, EPOCHS)
+    for client in PARTS:
+        single = search([client], config, torch.float32, EPOCHS)[client]
+        for name, tensor in single.items():
+            assert_identical(together[client][name], tensor, f"{name} of client {client}")
+
+
+def test_alpha_stays_during_the_warmup() -> None:
+    """A warm-up as long as the search leaves α, and w as it is without steps on α."""
+    start = fresh_cohort([3])
+    assert start.alpha is not None
+    for order in ("first", "second", "single"):
+        after = search([3], client_config(order=order, alpha_warmup=EPOCHS), epochs=EPOCHS)[3]
+        assert torch.equal(after["alpha"], start.alpha[0])
+        still = search([3], client_config(alpha_lr=0.0), epochs=EPOCHS)[3]
+        assert_identical(after["theta"], still["theta"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
 def test_something_is_learned(dtype: torch.dtype) -> None:
     before = fresh_cohort([3], dtype)
@@ -92,8 +123,16 @@ def test_single_precision_follows_double() -> None:
         client_config(optimizer="sgd", clip=0.5),
         client_config(penalty_kind="squared_hinge", kl=0.0, beta_decay=0.5, clip=0),
         client_config(penalty_kind="dual", dual_rate=0.4, beta_decay=0.0),
+        client_config(order="single", optimizer="sgd"),
+        client_config(order="single", penalty_kind="dual", alpha_warmup=1),
+        client_config(relaxation="sigmoid", zero_one=0.5),
+        client_config(alpha_warmup=1, penalty_kind="dual"),
+        client_config(temperature=4.0, final_temperature=2.0, optimizer="sgd"),
     ],
-    ids=["defaults", "sgd", "no kl, squared hinge", "dual"],
+    ids=[
+        *("defaults", "sgd", "no kl, squared hinge", "dual", "single level"),
+        *("single level, warm-up", "sigmoid", "warm-up", "temperatures"),
+    ],
 )
 def test_equals_a_plain_darts_loop(config: Config) -> None:
     together = search(range(4), config, torch.float64, EPOCHS)
@@ -136,38 +175,49 @@ def plain_search(client: int, config: Config) -> tuple[Supernet, list[float]]:
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(on_weights, len(batches))
     multiplier, losses = settings.penalty, []
+    end = (settings.final_temperature or settings.temperature) * FINAL_TEMPERATURE
+    warm_steps = settings.alpha_warmup * len(batches) // EPOCHS
     for step in range(len(batches)):
-        temperature = float(FINAL_TEMPERATURE ** (torch.tensor(step) / len(batches)))  # single
-
-        x, y = own_images(batches.val(1))
-        # The α step reads batch statistics but does not count for the running ones.
-        statistics = {name: t.clone() for name, t in net.named_buffers()}
+        progress = torch.tensor(step) / len(batches)  # single
+        temperature = float(settings.temperature * (end / settings.temperature) ** progress)
         excess, regulariser = plain_terms(net, client, config, temperature, multiplier, server)
-        loss = F.cross_entropy(run(net, x, temperature), y) + regulariser
-        on_alpha.zero_grad()
-        loss.backward()
-        on_alpha.step()
-        net.load_state_dict(statistics, strict=False)
-        if settings.penalty_kind == "dual":
-            multiplier = max(0.0, multiplier + settings.dual_rate * excess)
+        two_levels = settings.order == "first" and step >= warm_steps
+        one_level = settings.order == "single" and step >= warm_steps
+
+        if two_levels:
+            x, y = own_images(batches.val(1))
+            # The α step reads batch statistics but does not count for the running ones.
+            statistics = {name: t.clone() for name, t in net.named_buffers()}
+            loss = F.cross_entropy(run(net, x, temperature, settings.relaxation), y) + regulariser
+            on_alpha.zero_grad()
+            loss.backward()
+            on_alpha.step()
+            net.load_state_dict(statistics, strict=False)
 
         x, y = own_images(batches.train(1))
         on_weights.zero_grad()
-        loss = F.cross_entropy(run(net, x, temperature), y)
-        loss.backward()
+        on_alpha.zero_grad()
+        loss = F.cross_entropy(run(net, x, temperature, settings.relaxation), y)
+        (loss + regulariser if one_level else loss).backward()
         if settings.clip > 0:
             torch.nn.utils.clip_grad_norm_(weights, settings.clip)
         on_weights.step()
+        if one_level:
+            on_alpha.step()
         if schedule is not None:
             schedule.step()
+        if settings.penalty_kind == "dual" and step >= warm_steps:
+            multiplier = max(0.0, multiplier + settings.dual_rate * excess)
         losses.append(float(loss.detach()))
     return net, losses
 
 
-def run(net: Supernet, x: Tensor, temperature: float) -> Tensor:
-    """Logits with mixing weights softmax(alpha / temperature)."""
-    weights = tuple((a / temperature).softmax(-1)[None] for a in net.arch_parameters())
-    return net._run(x, weights)
+def run(net: Supernet, x: Tensor, temperature: float, relaxation: str) -> Tensor:
+    """Logits with mixing weights softmax(alpha / temperature), or sigmoid."""
+    scaled = [a / temperature for a in net.arch_parameters()]
+    if relaxation == "sigmoid":
+        return net._run(x, tuple(torch.sigmoid(a)[None] for a in scaled))
+    return net._run(x, tuple(a.softmax(-1)[None] for a in scaled))
 
 
 def own_images(batch) -> tuple[Tensor, Tensor]:
@@ -187,7 +237,14 @@ def plain_terms(
     """The cost's excess over the budget, and all terms of the loss beside the cross-entropy."""
     settings = config.client
     normal, reduce = net.arch_parameters()
-    weights = [(a / temperature).softmax(-1) for a in (normal, reduce)]
+
+    def chances(alpha: Tensor, temperature: float = 1.0) -> Tensor:
+        if settings.relaxation == "sigmoid":
+            p = torch.sigmoid(alpha / temperature)
+            return p / p.sum(-1, keepdim=True)
+        return (alpha / temperature).softmax(-1)
+
+    weights = [chances(a, temperature) for a in (normal, reduce)]
     excess = expected_cost(COSTS, *weights) / BUDGETS[client] - 1
     phi = {
         "linear": excess,
@@ -196,10 +253,11 @@ def plain_terms(
     }[settings.penalty_kind]
     kl = decay = torch.zeros((), dtype=torch.float64)
     for own, other in ((normal, server[0]), (reduce, server[1])):
-        target = other.softmax(-1)
-        # F.kl_div(log q, p) is KL(p, q); a mean over the edges of both cells.
-        own_p = own.softmax(-1)
+        target, own_p = chances(other), chances(own)  # a mean over the edges of both cells
         kl = kl + (own_p * (own_p.log() - target.log())).sum() / (2 * len(own))
         decay = decay + own.exp().sum(-1).log().sum() / (2 * len(own))
     total = multiplier * phi + settings.kl * kl + settings.beta_decay * decay
+    if settings.relaxation == "sigmoid":
+        both = torch.stack([normal, reduce])
+        total = total - settings.zero_one * ((torch.sigmoid(both) - 0.5) ** 2).mean()
     return float(excess.detach()), total

@@ -17,8 +17,10 @@ from metadnas_ext.data import ClientSplit, MemoryStore
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.nn import NetworkPlan
-from metadnas_ext.search.architect import Architect
+from metadnas_ext.search.architect import FirstOrder
 from metadnas_ext.search.cohort import TrainBatches
+from metadnas_ext.search.objective import Objective
+from metadnas_ext.search.relaxations import SOFTMAX
 from metadnas_ext.search.training import Training, cohort_of, train
 from metadnas_ext.space import NetworkShape, cost_table, dearest_cost
 
@@ -49,9 +51,8 @@ def step_on_alpha_and_w(channels: int, layers: int, nodes: int, batch: int, size
             config = federation.config.client
             cohort = cohort_of(federation.splits, start.theta, start.running, start.alpha)
             budgets, where = federation.budgets, "benchmark"
-            architect = Architect(
-                start.plan, cohort, config, federation.costs, budgets, None, where
-            )
+            objective = Objective.of(config, SOFTMAX, federation.costs, budgets, None)
+            architect = FirstOrder(start.plan, cohort, config, objective, SOFTMAX, where)
             batches = _batches(federation, 0)
             train(start.plan, cohort, batches, Training.of(config), where, architect)
             assert cohort.alpha is not None
