@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -17,6 +17,9 @@ from metadnas_ext.nn.functional import correct, cross_entropy
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
 from metadnas_ext.search.objective import mixing_weights
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
+
+Watch = Callable[[int], None]
+"""Told how many steps are done, after each of them."""
 
 
 class AlphaStep(Protocol):
@@ -57,6 +60,7 @@ def train(
     how: Training,
     where: str,
     alpha_step: AlphaStep | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Trains each client for its own number of steps, in place; its mean training loss, (G).
 
@@ -84,6 +88,8 @@ def train(
         optimizer.step(grad, active)
         plan.update_running(cohort.running[:active], out.stats, batch.sizes)
         total[:active] += losses.detach()
+        if watch is not None:
+            watch(step + 1)
     return total / steps.clamp(min=1)
 
 
@@ -114,11 +120,11 @@ def evaluate(
     store: ImageStore,
     part: str,
     batch_size: int,
-    where: str,
+    where: str | None,
 ) -> Evaluation:
     """Evaluates each client on its own `part` of the data, with running statistics.
 
-    `where` names the phase in the DivergenceError of a loss that is not finite.
+    `where` names the phase in the DivergenceError of a loss that is not finite; None: no error.
     """
     loss = torch.zeros(len(cohort.splits), dtype=torch.float64)
     hits, size = torch.zeros_like(loss), torch.zeros_like(loss)
@@ -126,7 +132,8 @@ def evaluate(
     for batch in passes(store, cohort.splits, part, batch_size, cohort.theta.dtype):
         out = plan(cohort.theta, weights, batch.x, running=cohort.running, counts=batch.counts)
         losses = cross_entropy(out.logits, batch.labels, batch.sizes)
-        check_finite(losses, cohort, where)
+        if where is not None:
+            check_finite(losses, cohort, where)
         loss += losses * batch.sizes
         hits += correct(out.logits, batch.labels, batch.sizes)
         size += batch.sizes
