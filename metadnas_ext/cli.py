@@ -167,10 +167,15 @@ def compare(
     request: Request,
     methods: Annotated[
         str | None,
-        typer.Option(help="Comma-separated; default meta_dnas,fedavg,fedavg_ft,darts."),
+        typer.Option(
+            help="Comma-separated, or all; default meta_dnas,fedavg,fedavg_ft,darts (Table 1)."
+        ),
     ] = None,
 ) -> None:
-    """Compare Meta-DNAS with its rivals on the same clients, as the paper's Table 1."""
+    """Compare Meta-DNAS with its rivals on the same clients, as the paper's Table 1.
+
+    Further rivals: fedavg_head, local_only, per_fedavg, ditto, shared_alpha, random.
+    """
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     _run("compare", names, request)
 
@@ -298,10 +303,12 @@ def _run(command: str, wanted: list[str] | None, request: Request) -> None:
 def _settled(
     command: str, wanted: list[str] | None, request: Request
 ) -> tuple[Path, Config, list[str]]:
-    """Run folder, configuration and methods (None: all); raises on whatever is wrong with them."""
+    """Run folder, configuration, methods (None: Table 1's); raises on what is wrong with them."""
     from metadnas_ext.federated import runner
-    from metadnas_ext.methods import METHODS
+    from metadnas_ext.methods import METHODS, TABLE_1
 
+    if wanted == ["all"]:
+        wanted = list(METHODS)
     unknown = [name for name in wanted or [] if name not in METHODS]
     if unknown:
         raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
@@ -315,7 +322,7 @@ def _settled(
     config = _preset(request.preset).updated(values)
     out = request.out or _free_folder(command, config.data.dataset)
     runner.check_free(out)
-    return out, config, wanted or list(METHODS)
+    return out, config, wanted or list(TABLE_1)
 
 
 def _preset(name: str) -> Config:

@@ -91,6 +91,7 @@ class ServerConfig:
     patience: int = 0  # stop after as many flat rounds; 0: never
     tolerance: float = 0.002  # change of accuracy and entropy that still counts as flat
     hessian_every: int = 0  # rounds between eigenvalues of the Hessian in alpha; 0: never
+    local: tuple[str, ...] = ()  # parts that stay on the clients: head, bn, alpha
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,17 @@ class PersonaliseConfig:
     finetune_epochs: int = 8
     finetune_lr: float = 0.003
     gate: bool = True  # keep the personal network only if not worse than the meta one on val
+    curve_for: str = "unseen"  # whose test accuracy is followed: none, unseen or all
+    curve_steps: tuple[int, ...] = (0, 1, 5, 10)  # after how many optimiser steps
+
+
+@dataclass(frozen=True)
+class RivalsConfig:
+    """What only one of the rivals has."""
+
+    per_fedavg_lr: float = 0.01  # of the inner step, plain gradient descent
+    per_fedavg_kind: str = "first_order"  # first_order or hessian_free
+    ditto_lambda: float = 0.1  # pull of the personal model towards the global one
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     personalise: PersonaliseConfig = field(default_factory=PersonaliseConfig)
+    rivals: RivalsConfig = field(default_factory=RivalsConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -226,7 +239,9 @@ def _converted(key: str, value: Any) -> Any:
 def _as(wanted: Any, value: Any) -> Any:
     if typing.get_origin(wanted) is tuple:
         item = typing.get_args(wanted)[0]
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = value
+        if isinstance(parts, str):
+            parts = parts.split(",") if parts.strip() else ()
         if isinstance(parts, (int, float)):
             parts = [parts]
         return tuple(_as(item, part.strip() if isinstance(part, str) else part) for part in parts)
@@ -296,6 +311,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "personalise.temperature": (1e-3, math.inf),
     "personalise.finetune_epochs": (0, math.inf),
     "personalise.finetune_lr": (0, math.inf),
+    "rivals.per_fedavg_lr": (0, math.inf),
+    "rivals.ditto_lambda": (0, math.inf),
     "run.seed": (0, 2**63 - 1),
     "run.threads": (1, math.inf),
     "run.keep_checkpoints": (1, math.inf),
@@ -309,7 +326,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "client.optimizer": ("adam", "sgd"),
     "client.penalty_kind": ("linear", "hinge", "squared_hinge", "dual"),
     "budget.unit": ("macs", "params"),
+    "personalise.curve_for": ("none", "unseen", "all"),
+    "rivals.per_fedavg_kind": ("first_order", "hessian_free"),
 }
+
+LOCAL_PARTS = ("head", "bn", "alpha")
+"""What `server.local` may keep on the clients."""
 
 
 def _check(config: Config) -> None:
@@ -340,6 +362,17 @@ def _check(config: Config) -> None:
     if unknown:
         raise ConfigError(
             f"space.candidates holds {', '.join(unknown)}; known: {', '.join(PRIMITIVES)}"
+        )
+    local = config.server.local
+    if len(set(local)) < len(local) or not set(local) <= set(LOCAL_PARTS):
+        raise ConfigError(
+            f"server.local is {','.join(local)!r}, expected some of {', '.join(LOCAL_PARTS)}, "
+            f"each once"
+        )
+    steps = config.personalise.curve_steps
+    if len(set(steps)) < len(steps) or min(steps, default=0) < 0:
+        raise ConfigError(
+            f"personalise.curve_steps is {steps}, expected different numbers, none below 0"
         )
     if config.data.val_fraction + config.data.test_fraction >= 0.95:
         raise ConfigError(

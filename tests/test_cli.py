@@ -138,6 +138,27 @@ def test_compare_on_an_image_folder_then_report(tmp_path: Path) -> None:
     assert {".md", ".png"} <= {file.suffix for file in files}
 
 
+def test_compare_all_methods(tmp_path: Path) -> None:
+    """Those that train alike have their rounds once."""
+    result = metadnas(
+        "compare", *SMALL, "--methods", "all", "--out", "run", "--set", "server.rounds=1"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    results = json.loads((tmp_path / "run" / "results.json").read_bytes())
+    assert list(results)[:4] == METHODS
+    assert list(results)[4:] == [
+        *("fedavg_head", "local_only", "per_fedavg", "ditto", "shared_alpha", "random")
+    ]
+    output = " ".join(result.stdout.split())
+    for title in ("head fine-tuning", "Local only", "Per-FedAvg", "Ditto", "Shared α", "Random"):
+        assert title in output
+    for records in results.values():
+        assert all(record["cost"] <= record["budget"] for record in records)
+    rounds = [e["method"] for e in events(tmp_path / "run") if e["event"] == "round"]
+    assert rounds == ["meta_dnas", "fedavg", "per_fedavg", "ditto"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished compare run with two methods."""

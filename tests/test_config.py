@@ -62,6 +62,7 @@ OTHER: dict[str, Any] = {
     "server.patience": 4,
     "server.tolerance": 0.1,
     "server.hessian_every": 2,
+    "server.local": ("head", "alpha"),
     "budget.unit": "params",
     "budget.levels": (0.5, 12345.0, 1.0),
     "personalise.adapt_epochs": 0,
@@ -69,6 +70,11 @@ OTHER: dict[str, Any] = {
     "personalise.finetune_epochs": 9,
     "personalise.finetune_lr": 0.1,
     "personalise.gate": False,
+    "personalise.curve_for": "all",
+    "personalise.curve_steps": (2, 0),
+    "rivals.per_fedavg_lr": 0.5,
+    "rivals.per_fedavg_kind": "hessian_free",
+    "rivals.ditto_lambda": 2.0,
     "run.seed": 2**63 - 1,
     "run.threads": 3,
     "run.keep_checkpoints": 5,
@@ -226,12 +232,22 @@ def test_a_misspelt_choice_is_recognised() -> None:
         ({"budget.levels": [math.inf]}, "budget.levels is .*positive"),
         ({"budget.levels": "nan"}, "budget.levels is .*positive"),
         ({"space.candidates": "none,conv_9x9"}, "space.candidates holds conv_9x9; known: none, "),
+        ({"server.local": "head,stem"}, "server.local is 'head,stem', expected some of head, bn"),
+        ({"server.local": "bn,bn"}, "server.local is 'bn,bn', .* each once"),
+        ({"personalise.curve_steps": "0,-1"}, r"curve_steps is \(0, -1\), .* none below 0"),
+        ({"personalise.curve_steps": [1, 1]}, r"curve_steps is \(1, 1\), expected different"),
         ({"data.val_fraction": 0.5, "data.test_fraction": 0.5}, "leave no training data"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Config().updated(values)
+
+
+def test_an_empty_text_is_an_empty_list() -> None:
+    config = Config().updated({"server.local": "head", "personalise.curve_steps": "3"})
+    assert config.updated({"server.local": ""}).server.local == ()
+    assert config.updated({"personalise.curve_steps": " "}).personalise.curve_steps == ()
 
 
 @pytest.mark.parametrize(

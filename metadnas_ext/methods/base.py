@@ -60,6 +60,18 @@ class Method(ABC):
         """Rounds to run at most."""
         return self.config.server.rounds
 
+    @property
+    def round_epochs(self) -> int:
+        """Local epochs that a seen client has in all rounds, on average over clients."""
+        server, seen = self.config.server, len(self.federation.seen)
+        share = min(server.clients_per_round, seen) / seen
+        return round(server.rounds * share * self.config.client.epochs)
+
+    @property
+    def final_epochs(self) -> int:
+        """Local epochs between the server's state and a client's network, for every method."""
+        return self.config.personalise.adapt_epochs + self.config.personalise.finetune_epochs
+
     @abstractmethod
     def round(self, index: int) -> RoundFigures:
         """Runs one round and updates the state."""
@@ -93,3 +105,24 @@ class Method(ABC):
             if max(values) - min(values) > tolerance:
                 return False
         return True
+
+
+class WithoutRounds(Method):
+    """Each client for itself: there is no server, so nothing is learned before personalisation."""
+
+    @property
+    def rounds(self) -> int:
+        return 0
+
+    def round(self, index: int) -> RoundFigures:
+        raise RuntimeError(f"{self.title} has no rounds")
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            raise ValueError(f"{self.title} has no state")
+
+    def shared_genotype(self) -> Genotype | None:
+        return None

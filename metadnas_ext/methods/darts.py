@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from metadnas_ext.methods.base import RoundFigures
-from metadnas_ext.methods.derived import client_result, finetune, inherit
+from metadnas_ext.methods.base import WithoutRounds
+from metadnas_ext.methods.derived import client_result
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.relaxations import relaxation_of
-from metadnas_ext.space import Genotype
 
 
-class LocalDARTS(MetaDNAS):
+class LocalDARTS(WithoutRounds, MetaDNAS):
     """Every client searches from the same random start on its own data, within its budget.
 
     It gets as many local epochs of search as a client of Meta-DNAS has on average over the rounds,
@@ -26,26 +23,9 @@ class LocalDARTS(MetaDNAS):
     training_key = "darts"
 
     @property
-    def rounds(self) -> int:
-        return 0
-
-    def round(self, index: int) -> RoundFigures:
-        raise RuntimeError("DARTS on each client alone has no rounds")
-
-    def state(self) -> dict[str, Tensor]:
-        return {}  # nothing is learned before personalisation
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        if tensors:
-            raise ValueError("DARTS on each client alone has no state")
-
-    def shared_genotype(self) -> Genotype | None:
-        return None
-
-    @property
     def epochs(self) -> int:
-        rounds = round(self.config.server.rounds * self._share * self.config.client.epochs)
-        return rounds + self.config.personalise.adapt_epochs
+        """Local epochs of search."""
+        return self.round_epochs + self.config.personalise.adapt_epochs
 
     @property
     def _share(self) -> float:
@@ -54,18 +34,13 @@ class LocalDARTS(MetaDNAS):
         return min(self.config.server.clients_per_round, seen) / seen
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
-        federation, settings = self.federation, self.config.personalise
-        relaxation = relaxation_of(self.config.client, 0, 1, settings.temperature)
+        relaxation = relaxation_of(self.config.client, 0, 1, self.config.personalise.temperature)
         warmup = round(self._share * self.config.client.alpha_warmup)
-        cohort, _ = self.search(
+        adapted = self._adapt(
             clients, self.epochs, "alone", "local search", None, relaxation, warmup
         )
-        assert cohort.alpha is not None
-        genotypes, start = {}, {}
-        for row, client in enumerate(cohort.clients):
-            genotypes[client] = self.genotype(cohort.alpha[row], client)
-            start[client] = inherit(
-                self.plan, genotypes[client], cohort.theta[row], cohort.running[row]
-            )
-        trained = finetune(federation, genotypes, start, settings.finetune_epochs, "finetune")
-        return [client_result(federation, c, trained[c], "personal") for c in clients]
+        own = self._finetune(adapted, adapted.genotypes)
+        return [
+            client_result(self.federation, c, own[c], "personal", adapted.searched[c])
+            for c in clients
+        ]

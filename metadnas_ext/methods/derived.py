@@ -4,25 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
+from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
+from metadnas_ext.nn.functional import cross_entropy
 from metadnas_ext.report.result import ClientResult, Kept
-from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
-from metadnas_ext.search.training import Evaluation, Training, evaluate, recalibrate, train
+from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, ordered, steps_per_epoch
+from metadnas_ext.search.training import (
+    Evaluation,
+    Training,
+    Watch,
+    check_finite,
+    evaluate,
+    recalibrate,
+    train,
+)
 from metadnas_ext.space import Genotype, genotype_cost
+
+LocalTraining = Callable[[NetworkPlan, Cohort, int, float | None, str, Watch | None], Tensor]
+"""Trains a cohort in place: `train_locally` in a federation."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One client's discrete network after training: val and test are accuracies in 0..1."""
+    """One client's discrete network after training. Accuracies are in 0..1.
+
+    discrete: test accuracy before fine-tuning; steps: optimiser steps on w since the server's
+    state; adaptation: see `AdaptationCurve.points`.
+    """
 
     genotype: Genotype
     val: float
     test: float
+    discrete: float | None = None
+    steps: int | None = None
+    adaptation: dict[str, float] | None = None
+
+
+class Searched(NamedTuple):
+    """A client's supernet behind its search: test accuracy, expected cost of its mixture."""
+
+    accuracy: float
+    expected_cost: float
 
 
 def inherit(
@@ -34,34 +63,12 @@ def inherit(
     return theta[index], running[running_index]
 
 
-def finetune(
-    federation: Federation,
-    genotypes: dict[int, Genotype],
-    start: dict[int, tuple[Tensor, Tensor]],
-    epochs: int,
-    key: str,
-    recalibrated: bool = True,
-) -> dict[int, Trained]:
-    """Recalibrates (if asked), fine-tunes and evaluates each client's network on its own data.
-
-    Clients with the same architecture train together. `start` holds theta (P) and running (R) rows;
-    `key` separates the random draws of different uses.
-    """
-    results: dict[int, Trained] = {}
-    for genotype in sorted(set(genotypes.values()), key=str):
-        clients = [c for c, g in genotypes.items() if g == genotype]
-        plan = derived_plan(federation.shape, genotype)
-        cohort = _stack(federation, clients, start)
-        config = federation.config
-        size = config.client.batch_size
-        if recalibrated:
-            recalibrate(plan, cohort, federation.store, size)
-        train_locally(federation, plan, cohort, epochs, config.personalise.finetune_lr, key)
-        val = evaluate(plan, cohort, federation.store, "val", size, key)
-        test = evaluate(plan, cohort, federation.store, "test", size, key)
-        for row, client in enumerate(cohort.clients):
-            results[client] = Trained(genotype, float(val.accuracy[row]), float(test.accuracy[row]))
-    return results
+def inherited(
+    supernet: NetworkPlan, cohort: Cohort, genotypes: dict[int, Genotype]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """What each client's network inherits from its row of the cohort."""
+    rows = dict(zip(cohort.clients, zip(cohort.theta, cohort.running, strict=True), strict=True))
+    return {c: inherit(supernet, genotype, *rows[c]) for c, genotype in genotypes.items()}
 
 
 def train_locally(
@@ -71,10 +78,68 @@ def train_locally(
     epochs: int,
     lr: float | None,
     key: str,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Plain training of each client on its own data, in place; mean losses (G)."""
+    """Plain training of each client on its own data, in place; mean losses (G).
+
+    `lr` replaces the configured rate; `watch`: see `train`.
+    """
+    batches = local_batches(federation, cohort, epochs, key)
+    how = Training.of(federation.config.client, lr)
+    return train(plan, cohort, batches, how, key, watch=watch)
+
+
+def finetune(
+    federation: Federation,
+    genotypes: dict[int, Genotype],
+    start: dict[int, tuple[Tensor, Tensor]],
+    epochs: int,
+    key: str,
+    *,
+    recalibrated: bool = True,
+    training: LocalTraining | None = None,
+    curve: AdaptationCurve | None = None,
+    before: int = 0,
+) -> dict[int, Trained]:
+    """Recalibrates (if asked), fine-tunes and evaluates each client's network on its own data.
+
+    Clients with the same architecture train together. `start` holds theta (P) and running (R) rows;
+    `key` separates the random draws of different uses; `training` replaces plain training; `before`
+    counts the local epochs that clients have had since the server's state.
+    """
+    training = training or partial(train_locally, federation)
+    curve = curve or AdaptationCurve(federation)
+    config, store = federation.config, federation.store
+    size = config.client.batch_size
+    results: dict[int, Trained] = {}
+    for genotype in sorted(set(genotypes.values()), key=str):
+        clients = [c for c, g in genotypes.items() if g == genotype]
+        plan = derived_plan(federation.shape, genotype)
+        cohort = _stack(federation, clients, start)
+        watch = curve.follow(plan, cohort, before, epochs)
+        if recalibrated:
+            recalibrate(plan, cohort, store, size)
+        discrete = evaluate(plan, cohort, store, "test", size, key)
+        training(plan, cohort, epochs, config.personalise.finetune_lr, key, watch)
+        val = evaluate(plan, cohort, store, "val", size, key)
+        test = evaluate(plan, cohort, store, "test", size, key)
+        for row, (client, split) in enumerate(zip(cohort.clients, cohort.splits, strict=True)):
+            reached = float(test.accuracy[row])
+            results[client] = Trained(
+                genotype,
+                float(val.accuracy[row]),
+                reached,
+                discrete=float(discrete.accuracy[row]),
+                steps=(before + epochs) * steps_per_epoch(split, size),
+                adaptation=curve.points(client, reached),
+            )
+    return results
+
+
+def local_batches(federation: Federation, cohort: Cohort, epochs: int, key: str) -> TrainBatches:
+    """The clients' own training data, drawn with generators keyed by `key`."""
     config = federation.config
-    batches = TrainBatches(
+    return TrainBatches(
         federation.store,
         cohort.splits,
         config.client.batch_size,
@@ -83,11 +148,35 @@ def train_locally(
         config.run.seed,
         key,
     )
-    return train(plan, cohort, batches, Training.of(config.client, lr), key)
+
+
+def weight_gradient(
+    plan: NetworkPlan,
+    cohort: Cohort,
+    theta: Tensor,
+    batch: Batch,
+    where: str,
+    running: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (k), their gradient (k, P) at `theta` (k, P) and batch statistics (k, R).
+
+    Of a network without mixed edges, for the cohort's first k clients. `running` (k, R): in eval
+    mode.
+    """
+    theta = theta.detach().requires_grad_()
+    out = plan(theta, None, batch.x, running=running, counts=batch.counts)
+    losses = cross_entropy(out.logits, batch.labels, batch.counts)
+    check_finite(losses, cohort, where)
+    (grad,) = torch.autograd.grad(losses.sum(), theta)
+    return losses.detach(), grad, out.stats
 
 
 def client_result(
-    federation: Federation, client: int, trained: Trained, kept: Kept
+    federation: Federation,
+    client: int,
+    trained: Trained,
+    kept: Kept,
+    searched: Searched | None = None,
 ) -> ClientResult:
     split = federation.splits[client]
     return ClientResult(
@@ -102,6 +191,11 @@ def client_result(
         unit=federation.costs.unit,
         kept=kept,
         genotype=trained.genotype.to_json(),
+        supernet_accuracy=None if searched is None else searched.accuracy,
+        discrete_accuracy=trained.discrete,
+        expected_cost=None if searched is None else searched.expected_cost,
+        steps=trained.steps,
+        adaptation=trained.adaptation,
     )
 
 

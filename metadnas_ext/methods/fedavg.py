@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.base import Method, RoundFigures
+from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import (
     client_result,
     finetune,
@@ -16,12 +17,13 @@ from metadnas_ext.methods.derived import (
     round_accuracy,
     train_locally,
 )
-from metadnas_ext.nn import derived_plan
+from metadnas_ext.methods.local_parts import LocalParts
+from metadnas_ext.nn import NetworkPlan, derived_plan
 from metadnas_ext.ops import weighted_mean
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import max_cost_genotype
 from metadnas_ext.search.cohort import Cohort, ordered
-from metadnas_ext.search.training import Evaluation, cohort_of, evaluate
+from metadnas_ext.search.training import Evaluation, Watch, evaluate
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Genotype
 
@@ -44,14 +46,16 @@ class FedAvg(Method):
         self.plan = derived_plan(federation.shape, self.genotype)
         self.theta = self.plan.initial(1, generator(self.config.run.seed, "weights"))[0]
         self.running = self.plan.initial_running(1)[0]
+        self.local = LocalParts(federation, self.plan, (self.theta, self.running))
 
     def state(self) -> dict[str, Tensor]:
-        return {"theta": self.theta, "running": self.running}
+        return {"theta": self.theta, "running": self.running} | self.local.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.theta, self.running = tensors["theta"], tensors["running"]
+        self.local.load_state(tensors)
 
-    def shared_genotype(self) -> Genotype:
+    def shared_genotype(self) -> Genotype | None:
         return self.genotype
 
     def round(self, index: int) -> RoundFigures:
@@ -65,9 +69,10 @@ class FedAvg(Method):
         share = sizes.to(self.theta.dtype)
         self.theta = weighted_mean(joined([cohort.theta for cohort in cohorts]), share)
         self.running = weighted_mean(joined([cohort.running for cohort in cohorts]), share)
+        self._keep(cohorts)
         val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
         val_loss, val_accuracy = round_accuracy(val)
-        numbers = self.theta.numel() + self.running.numel()
+        numbers = self.theta.numel() + self.running.numel() - self.local.numbers
         return RoundFigures(
             clients=sampled,
             train_loss=mean_over_clients(joined(losses), sizes),
@@ -78,28 +83,64 @@ class FedAvg(Method):
         )
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
-        settings = self.config.personalise
-        # Fine-tuning gets the local epochs that other methods spend on adapting and fine-tuning.
-        epochs = settings.adapt_epochs + settings.finetune_epochs if self.finetuned else 0
-        genotypes = dict.fromkeys(clients, self.genotype)
-        start = dict.fromkeys(clients, (self.theta, self.running))
-        trained = finetune(
-            self.federation, genotypes, start, epochs, "finetune", recalibrated=self.finetuned
-        )
-        return [client_result(self.federation, c, trained[c], "fixed") for c in clients]
+        return self._finish(clients, self._start(clients), AdaptationCurve(self.federation))
 
     def _train(self, group: Sequence[int], where: str) -> tuple[Cohort, Tensor, Evaluation]:
         """Local training of some clients from the global model: training losses, validation."""
-        client = self.config.client
-        splits = ordered(self.federation.of(group), client.batch_size)
-        cohort = cohort_of(splits, self.theta, self.running)
-        losses = train_locally(self.federation, self.plan, cohort, client.epochs, None, where)
-        store = self.federation.store
-        return cohort, losses, evaluate(self.plan, cohort, store, "val", client.batch_size, where)
+        cohort = self._start(group)
+        losses = self._fit(cohort, where)
+        store, size = self.federation.store, self.config.client.batch_size
+        return cohort, losses, evaluate(self.plan, cohort, store, "val", size, where)
+
+    def _start(self, clients: Sequence[int]) -> Cohort:
+        """Clients with what the server sends and what they have kept."""
+        splits = ordered(self.federation.of(clients), self.config.client.batch_size)
+        return self.local.cohort(splits, self.theta, self.running)
+
+    def _fit(self, cohort: Cohort, where: str) -> Tensor:
+        """A round's training of a cohort, in place; mean losses (G)."""
+        epochs = self.config.client.epochs
+        return train_locally(self.federation, self.plan, cohort, epochs, None, where)
+
+    def _keep(self, cohorts: Sequence[Cohort]) -> None:
+        """Stores what stays on a round's clients."""
+        self.theta, self.running = self.local.keep(cohorts, self.theta, self.running)
+
+    def _tune(
+        self,
+        plan: NetworkPlan,
+        cohort: Cohort,
+        epochs: int,
+        lr: float | None,
+        key: str,
+        watch: Watch | None,
+    ) -> Tensor:
+        """Fine-tuning of a cohort, in place; mean losses (G)."""
+        return train_locally(self.federation, plan, cohort, epochs, lr, key, watch)
+
+    def _finish(
+        self, clients: Sequence[int], cohort: Cohort, curve: AdaptationCurve, before: int = 0
+    ) -> list[ClientResult]:
+        """Fine-tunes, if the method does, and evaluates; clients had `before` epochs alone."""
+        trained = finetune(
+            self.federation,
+            dict.fromkeys(clients, self.genotype),
+            {c: (cohort.theta[row], cohort.running[row]) for row, c in enumerate(cohort.clients)},
+            self.final_epochs if self.finetuned else 0,
+            "finetune",
+            recalibrated=self.finetuned,
+            training=self._tune,
+            curve=curve,
+            before=before,
+        )
+        return [client_result(self.federation, c, trained[c], "fixed") for c in clients]
 
 
 class FedAvgFineTuned(FedAvg):
-    """FedAvg, then each client fine-tunes the whole model on its own data."""
+    """FedAvg, then each client fine-tunes the whole model on its own data.
+
+    Fine-tuning gets the local epochs that other methods spend on adapting and fine-tuning.
+    """
 
     name = "fedavg_ft"
     title = "FedAvg + fine-tuning"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,15 +11,18 @@ from torch import Tensor
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import ServerState, server_step
 from metadnas_ext.methods.base import Method, RoundFigures
+from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import (
+    Searched,
     Trained,
     client_result,
     finetune,
-    inherit,
+    inherited,
     joiner,
     mean_over_clients,
     round_accuracy,
 )
+from metadnas_ext.methods.local_parts import LocalParts
 from metadnas_ext.nn import supernet_plan
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import discretize
@@ -27,11 +31,25 @@ from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.objective import Objective, entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
-from metadnas_ext.search.training import Evaluation, Training, cohort_of, recalibrate, train
+from metadnas_ext.search.training import Evaluation, Training, evaluate, recalibrate, train
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Genotype, edges, expected_cost
 
 ALPHA_SCALE = 1e-3  # of the random start of α, as in DARTS
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Clients behind their last search.
+
+    epochs: local epochs since the server's state; genotypes: within the budgets; curve: so far.
+    """
+
+    cohort: Cohort
+    epochs: int
+    searched: dict[int, Searched]
+    genotypes: dict[int, Genotype]
+    curve: AdaptationCurve
 
 
 class MetaDNAS(Method):
@@ -56,12 +74,15 @@ class MetaDNAS(Method):
             self.plan.initial_running(1)[0],
             ALPHA_SCALE * alpha,
         )
+        self.local = LocalParts(federation, self.plan, self._shared())
 
     def state(self) -> dict[str, Tensor]:
-        return self.server.tensors()
+        return self.server.tensors() | self.local.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.server = ServerState(**tensors)
+        own = self.local.names
+        self.server = ServerState(**{name: t for name, t in tensors.items() if name not in own})
+        self.local.load_state(tensors)
 
     def shared_genotype(self) -> Genotype | None:
         return self.genotype(self.server.alpha)
@@ -91,7 +112,7 @@ class MetaDNAS(Method):
         warmup = max(0, self.config.client.alpha_warmup - index * epochs)
         finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]] = []
         for group in self.federation.cohorts(sampled):
-            key, pull = f"round/{index}", self.server.alpha
+            key, pull = f"round/{index}", self._pull()
             cohort, losses = self.search(group, epochs, key, where, pull, relaxation, warmup)
             grad, val = meta_gradient(
                 self.plan,
@@ -107,41 +128,25 @@ class MetaDNAS(Method):
         return self._close(index, sampled, finished)
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
-        federation, settings = self.federation, self.config.personalise
-        cohort, _ = self.search(
-            clients,
-            settings.adapt_epochs,
-            "adapt",
-            "personalisation",
-            self.server.alpha,
-            relaxation_of(self.config.client, 1, 1, settings.temperature),
+        settings = self.config.personalise
+        relaxation = relaxation_of(self.config.client, 1, 1, settings.temperature)
+        adapted = self._adapt(
+            clients, settings.adapt_epochs, "adapt", "personalisation", self._pull(), relaxation
         )
-        assert cohort.alpha is not None
-        personal: dict[int, Genotype] = {}
-        meta: dict[int, Genotype] = {}
-        rows = {client: row for row, client in enumerate(cohort.clients)}
-        for client, row in rows.items():
-            personal[client] = self.genotype(cohort.alpha[row], client)
-            if settings.gate:
-                meta[client] = self.genotype(self.server.alpha, client)
-
-        def trained(genotypes: dict[int, Genotype]) -> dict[int, Trained]:
-            start = {
-                client: inherit(
-                    self.plan, genotype, cohort.theta[rows[client]], cohort.running[rows[client]]
-                )
-                for client, genotype in genotypes.items()
-            }
-            return finetune(federation, genotypes, start, settings.finetune_epochs, "finetune")
-
-        own = trained(personal)
-        rival = trained({c: g for c, g in meta.items() if g != personal[c]})
+        own = self._finetune(adapted, adapted.genotypes)
+        rival: dict[int, Trained] = {}
+        if settings.gate:
+            meta = {client: self.genotype(self.server.alpha, client) for client in clients}
+            differing = {c: g for c, g in meta.items() if g != adapted.genotypes[c]}
+            rival = self._finetune(adapted, differing)
         results = []
         for client in clients:
+            searched = adapted.searched[client]
             if client in rival and rival[client].val > own[client].val:
-                results.append(client_result(federation, client, rival[client], "meta"))
+                result = client_result(self.federation, client, rival[client], "meta", searched)
             else:
-                results.append(client_result(federation, client, own[client], "personal"))
+                result = client_result(self.federation, client, own[client], "personal", searched)
+            results.append(result)
         return results
 
     def converged(self, history: Sequence[RoundFigures]) -> bool:
@@ -158,18 +163,18 @@ class MetaDNAS(Method):
         pull: Tensor | None,
         relaxation: Relaxation,
         warmup: int = 0,
+        curve: AdaptationCurve | None = None,
     ) -> tuple[Cohort, Tensor]:
         """Local search of some clients from the server's state; their training losses (G).
 
         `pull`: α that the KL term draws towards, or None. `warmup`: local epochs of this search in
-        which α stays.
+        which α stays. `curve` follows the search.
         """
         federation, config = self.federation, self.config.client
-        splits = ordered(federation.of(clients), config.batch_size)
-        cohort = cohort_of(splits, self.server.theta, self.server.running, self.server.alpha)
+        cohort = self._start(clients)
         batches = TrainBatches(
             federation.store,
-            splits,
+            cohort.splits,
             config.batch_size,
             epochs,
             self.config.data.augment,
@@ -181,11 +186,62 @@ class MetaDNAS(Method):
         architect = ARCHITECTS[config.order](
             self.plan, cohort, config, objective, relaxation, where, warmup
         )
-        losses = train(self.plan, cohort, batches, Training.of(config), where, architect)
+        watch = None
+        if curve is not None:
+            watch = curve.follow(self.plan, cohort, 0, epochs, relaxation)
+        losses = train(self.plan, cohort, batches, Training.of(config), where, architect, watch)
         if relaxation.stochastic:
             # The running statistics are of drawn weights: those of the mixture are others.
             recalibrate(self.plan, cohort, federation.store, config.batch_size, relaxation)
         return cohort, losses
+
+    def _start(self, clients: Sequence[int]) -> Cohort:
+        """Clients with what the server sends and what they have kept."""
+        splits = ordered(self.federation.of(clients), self.config.client.batch_size)
+        return self.local.cohort(splits, *self._shared())
+
+    def _shared(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.server.theta, self.server.running, self.server.alpha
+
+    def _pull(self) -> Tensor | None:
+        """What the KL term draws towards: the server's α, if the clients know it."""
+        return None if "alpha" in self.config.server.local else self.server.alpha
+
+    def _adapt(
+        self,
+        clients: Sequence[int],
+        epochs: int,
+        key: str,
+        where: str,
+        pull: Tensor | None,
+        relaxation: Relaxation,
+        warmup: int = 0,
+    ) -> Adapted:
+        """Local search while the temperature falls, and each client's architecture at its end."""
+        if epochs == 0:
+            relaxation = relaxation.stopped(0.0)
+        curve = AdaptationCurve(self.federation)
+        cohort, _ = self.search(clients, epochs, key, where, pull, relaxation, warmup, curve)
+        assert cohort.alpha is not None
+        store, size = self.federation.store, self.config.client.batch_size
+        accuracy = evaluate(self.plan, cohort, store, "test", size, None, relaxation).accuracy
+        cost = expected_cost(self.federation.costs, *relaxation.mixture(cohort.alpha).chances)
+        rows = dict(enumerate(cohort.clients))
+        searched = {c: Searched(float(accuracy[row]), float(cost[row])) for row, c in rows.items()}
+        genotypes = {c: self.genotype(cohort.alpha[row], c) for row, c in rows.items()}
+        return Adapted(cohort, epochs, searched, genotypes, curve)
+
+    def _finetune(self, adapted: Adapted, genotypes: dict[int, Genotype]) -> dict[int, Trained]:
+        """Networks that inherit from the clients' adapted supernets, fine-tuned."""
+        return finetune(
+            self.federation,
+            genotypes,
+            inherited(self.plan, adapted.cohort, genotypes),
+            self.config.personalise.finetune_epochs,
+            "finetune",
+            curve=adapted.curve.copy(),
+            before=adapted.epochs,
+        )
 
     def _close(
         self,
@@ -206,12 +262,13 @@ class MetaDNAS(Method):
             sizes,
             self._alpha_lr(index),
         )
+        server = self.server
+        server.theta, server.running, server.alpha = self.local.keep(cohorts, *self._shared())
         val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
         relaxation = self.relaxation(index)
         cost = expected_cost(self.federation.costs, *relaxation.mixture(alpha).chances)
         val_loss, val_accuracy = round_accuracy(val)
-        server = self.server
-        numbers = server.theta.numel() + server.running.numel() + server.alpha.numel()
+        numbers = sum(tensor.numel() for tensor in self._shared()) - self.local.numbers
         return RoundFigures(
             clients=sampled,
             train_loss=mean_over_clients(joined(losses), sizes),

@@ -9,6 +9,12 @@ METHOD_NAMES = {
     "fedavg": "FedAvg",
     "fedavg_ft": "FedAvg + fine-tuning",
     "darts": "DARTS per client",
+    "fedavg_head": "FedAvg + head fine-tuning",
+    "local_only": "Local only",
+    "per_fedavg": "Per-FedAvg",
+    "ditto": "Ditto",
+    "shared_alpha": "Shared α + fine-tuning",
+    "random": "Random + fine-tuning",
 }
 UNIT_NAMES = {"macs": "MACs", "params": "params"}
 NOT_MEASURED = "\N{EN DASH}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -53,6 +53,10 @@ class Relaxation(ABC):
     @abstractmethod
     def sample(self, alpha: Tensor, progress: Tensor, generators: Generators) -> Mixing:
         """For a training step. progress (G): share of its steps that each client has done."""
+
+    def stopped(self, share: float) -> Relaxation:
+        """A search of the same start that ends at this share of the steps."""
+        return replace(self, end=self.begin * (self.end / self.begin) ** share)
 
     def log_chances(self, alpha: Tensor) -> Tensor:
         """Log of the chance of each candidate on its edge, at temperature 1: (..., E, O)."""

@@ -31,7 +31,7 @@ def gated(monkeypatch: pytest.MonkeyPatch, vals: dict[bool, list[float]]) -> lis
     method = MetaDNAS(tiny_federation(client__alpha_lr=0.5))  # alpha moves: networks differ
     calls = []
 
-    def finetune(federation, genotypes, start, epochs, key):
+    def finetune(federation, genotypes, start, epochs, key, **_):
         calls.append(genotypes)
         own = len(calls) == 1
         return {c: Trained(g, vals[own][c], 0.5) for c, g in genotypes.items()}
@@ -125,6 +125,27 @@ def test_figures_of_a_round() -> None:
     assert genotype == method.shared_genotype()
     assert figures.expected_cost is not None
     assert figures.expected_cost > federation.costs.fixed
+
+
+def test_the_personal_architecture_is_that_of_the_last_temperature() -> None:
+    """Not of the raw logits: which edges a node keeps depends on how sharp their mixtures are."""
+    federation = tiny_federation(personalise__temperature=0.02, client__alpha_lr=0.3)
+    method = MetaDNAS(federation)
+    cohort, _ = method.search(
+        CLIENTS, 1, "adapt", "personalisation", method.server.alpha, final_temperature=0.02
+    )
+    assert cohort.alpha is not None
+    adapted = method._adapt(CLIENTS, 1, "adapt", "personalisation", method.server.alpha)
+    differing = 0
+    for row, client in enumerate(cohort.clients):
+        budget = float(federation.budgets[client])
+        sharp, raw = (
+            discretize((alpha[0], alpha[1]), federation.costs, budget)
+            for alpha in (cohort.alpha[row] / 0.02, cohort.alpha[row])
+        )
+        assert adapted.genotypes[client] == sharp
+        differing += sharp != raw
+    assert differing
 
 
 def test_adaptation_of_no_epochs_derives_from_the_server_alone() -> None:

@@ -17,6 +17,13 @@ from metadnas_ext.space import Genotype, cheapest_cost, dearest_cost, genotype_c
 from ..federated._tiny import assert_identical, tiny_config, tiny_federation
 
 NAMES = list(METHODS)
+LOCAL = {"server__local": "head,bn,alpha"}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in NAMES),
+    *((name, LOCAL) for name in ("meta_dnas", "fedavg_ft", "ditto")),
+    ("per_fedavg", {"rivals__per_fedavg_kind": "hessian_free"}),
+]
+"""Every method, and those settings of one that have a state or sums of their own."""
 CLIENTS = range(4)
 
 
@@ -118,7 +125,8 @@ def test_test_images_reach_nothing_but_the_test_accuracy(name: str) -> None:
     federation = tiny_federation()
     splits = tuple(replace(split, test=split.test[:3]) for split in federation.splits)
     one, two = (outcome(name, f) for f in (federation, replace(federation, splits=splits)))
-    blank = {"test_size": 0, "test_accuracy": 0.0}
+    measured = ("supernet_accuracy", "discrete_accuracy", "adaptation")
+    blank = {"test_size": 0, "test_accuracy": 0.0} | dict.fromkeys(measured)
     cleaned = [[replace(result, **blank) for result in run[2]] for run in (one, two)]
     assert_same((*one[:2], cleaned[0]), (*two[:2], cleaned[1]))
 
@@ -132,12 +140,13 @@ def test_the_seed_decides_everything(name: str) -> None:
     assert one[2] != other[2]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_grouping_into_cohorts_does_not_change_a_run(name: str) -> None:
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_grouping_into_cohorts_does_not_change_a_run(name: str, changes: dict[str, Any]) -> None:
     """Clients one by one, two by two and all at once: the same figures, tensors, architectures and
     accuracies, to the bit. Five a round, of unequal size: sums must not follow the cohorts' order.
     """
     more = {"data__clients": 6, "data__unseen": 0.1, "server__clients_per_round": 5}
+    more |= {"personalise__curve_for": "all", **changes}
     whole = outcome(name, tiny_federation(**more, server__cohort=16))
     for size in (1, 2):
         assert_same(outcome(name, tiny_federation(**more, server__cohort=size)), whole)
@@ -151,9 +160,9 @@ def test_order_of_clients_does_not_matter(name: str) -> None:
     assert forwards == backwards[::-1]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_goes_on_from_its_state(name: str) -> None:
-    federation = tiny_federation()
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_goes_on_from_its_state(name: str, changes: dict[str, Any]) -> None:
+    federation = tiny_federation(**changes)
     whole, figures = trained(name, federation)
     first = METHODS[name](federation)
     again = [first.round(0)] if first.rounds else []

@@ -66,6 +66,11 @@ def make_result(client: int = 0, accuracy: float | None = 0.9, **changes: Any) -
         "unit": "macs",
         "kept": "personal",
         "genotype": make_genotype(),
+        "supernet_accuracy": None,
+        "discrete_accuracy": None,
+        "expected_cost": None,
+        "steps": None,
+        "adaptation": None,
     }
     return record | changes
 

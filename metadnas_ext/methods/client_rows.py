@@ -1,0 +1,56 @@
+"""What clients keep from one round to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.ops import weighted_mean
+
+
+class ClientRows:
+    """One row of `width` numbers for each of `clients`, once it has put one there.
+
+    `name` tells its tensors in a method's state from others.
+    """
+
+    def __init__(self, name: str, clients: Sequence[int], width: int) -> None:
+        self.width = width
+        self._name = name
+        self._index = {client: index for index, client in enumerate(clients)}
+        self._rows = torch.zeros(len(clients), width)
+        self._known = torch.zeros(len(clients))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of its tensors in the state."""
+        return f"{self._name}_rows", f"{self._name}_known"
+
+    def state(self) -> dict[str, Tensor]:
+        rows, known = self.names
+        return {rows: self._rows, known: self._known}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self._rows, self._known = (tensors[name] for name in self.names)
+
+    def of(self, clients: Sequence[int], default: Tensor) -> Tensor:
+        """The clients' rows (k, width); `default` ((width) or (k, width)) where there is none."""
+        rows = default.expand(len(clients), -1).clone()
+        for at, client in enumerate(clients):
+            index = self._index.get(client)
+            if index is not None and self._known[index]:
+                rows[at] = self._rows[index]
+        return rows
+
+    def put(self, clients: Sequence[int], rows: Tensor) -> None:
+        """Replaces the clients' rows (k, width)."""
+        at = [self._index[client] for client in clients]
+        self._rows[at] = rows
+        self._known[at] = 1
+
+    def mean(self, weights: Tensor) -> Tensor | None:
+        """Mean of the rows there are (width), clients weighed by `weights` (all of them)."""
+        share = weights.to(self._rows.dtype) * self._known
+        return weighted_mean(self._rows, share) if bool(share.any()) else None

@@ -1,0 +1,35 @@
+"""Architectures drawn at random: what a search has to beat."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.methods.shared_alpha import SharedAlpha
+from metadnas_ext.report.result import Kept
+from metadnas_ext.search import GenotypeSampler
+from metadnas_ext.seeding import generator
+from metadnas_ext.space import Genotype
+
+
+class RandomArchitecture(SharedAlpha):
+    """Meta-DNAS's rounds; then an architecture drawn uniformly from the client's budget.
+
+    All else is as for the shared α. After Li and Talwalkar, "Random search and reproducibility for
+    NAS" (UAI 2019).
+    """
+
+    name = "random"
+    title = "Random + fine-tuning"
+    kept: ClassVar[Kept] = "fixed"
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        self._samplers: dict[float, GenotypeSampler] = {}  # by budget
+
+    def architecture(self, client: int) -> Genotype:
+        budget = float(self.federation.budgets[client])
+        if budget not in self._samplers:
+            self._samplers[budget] = GenotypeSampler(self.federation.costs, budget)
+        random = generator(self.config.run.seed, "random architecture", client)
+        return self._samplers[budget].draw(random)

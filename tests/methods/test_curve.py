@@ -1,0 +1,165 @@
+"""Adaptation curves: right, and without a trace in what they measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.methods import METHODS, FedAvg, FedAvgFineTuned, MetaDNAS
+from metadnas_ext.nn import Supernet
+from metadnas_ext.report.result import ClientResult
+from metadnas_ext.search.training import cohort_of, evaluate
+
+from ..federated._tiny import tiny_federation
+from . import _plain
+
+CLIENTS = range(4)
+STEPS = {"personalise__curve_steps": "0,1,2,3,4,5,6,7,8,9,10,11,12,999"}
+
+
+def per_epoch(federation: Federation, client: int) -> int:
+    return -(-len(federation.splits[client].train) // federation.config.client.batch_size)
+
+
+def results(name: str, **changes: Any) -> list[ClientResult]:
+    method = METHODS[name](tiny_federation(**changes))
+    for index in range(method.rounds):
+        method.round(index)
+    return method.personalise(CLIENTS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_measuring_changes_nothing(name: str) -> None:
+    """To the bit; and every client that is asked for has all points, the last being the end."""
+    whole = results(name, personalise__curve_for="all", **STEPS)
+    none = results(name, personalise__curve_for="none")
+    for result, other in zip(whole, none, strict=True):
+        assert replace(result, adaptation=None) == other
+        assert result.adaptation is not None
+        assert ",".join(result.adaptation) == STEPS["personalise__curve_steps"]
+        assert result.adaptation["999"] == result.test_accuracy
+        assert result.steps is not None
+        for step in range(result.steps, 13):
+            assert result.adaptation[str(step)] == result.test_accuracy
+    if name not in ("fedavg", "fedavg_head"):
+        assert any(len(set((r.adaptation or {}).values())) > 1 for r in whole)
+
+
+def test_by_default_unseen_clients_at_0_1_5_and_10_steps() -> None:
+    unseen = tiny_federation().unseen
+    for result in results("fedavg_ft"):
+        if result.client in unseen:
+            assert list(result.adaptation or {}) == ["0", "1", "5", "10"]
+        else:
+            assert result.adaptation is None
+
+
+def test_fine_tuning_step_by_step() -> None:
+    """FedAvg + fine-tuning beside the same steps taken by an ordinary network."""
+    federation = tiny_federation(
+        client__optimizer="sgd",
+        personalise__finetune_lr=0.05,
+        personalise__curve_for="all",
+        **STEPS,
+    )
+    method = FedAvgFineTuned(federation)
+    method.round(0)
+    plain = FedAvg(federation)
+    plain.load_state(method.state())
+    for result, untouched in zip(
+        method.personalise(CLIENTS), plain.personalise(CLIENTS), strict=True
+    ):
+        client, curve = result.client, result.adaptation
+        assert curve is not None
+        assert curve["0"] == untouched.test_accuracy, "the model as it came"
+        net = _plain.network(method, method.theta, method.running)
+        _plain.recalibrate(federation, net, client)
+        parameters = list(net.parameters())
+        drawn = _plain.batches(federation, client, 2, "finetune")
+        assert len(drawn) == 2 * per_epoch(federation, client) == result.steps
+        optimizer = _plain.SGD(federation, parameters, len(drawn), 0.05)
+        for at, batch in enumerate(drawn, start=1):
+            net.train()
+            optimizer.step(_plain.gradients(net, parameters, batch))
+            assert curve[str(at)] == _plain.accuracy(federation, net, client, "test"), at
+
+
+def test_step_0_of_meta_dnas_is_the_servers_supernet() -> None:
+    federation = tiny_federation(personalise__curve_for="all")
+    method = MetaDNAS(federation)
+    method.round(0)
+    server, shape = method.server, federation.shape
+    net = Supernet(
+        shape.channels,
+        shape.classes,
+        shape.layers,
+        nodes=shape.nodes,
+        image_channels=shape.image_channels,
+        image_size=shape.image_size,
+    ).eval()
+    targets = dict(net.named_parameters()) | dict(net.named_buffers())
+    views = method.plan.parameters.views(server.theta) | method.plan.running.views(server.running)
+    with torch.no_grad():
+        for name, view in views.items():
+            targets[name].copy_(view)
+        net.alphas_normal.copy_(server.alpha[0])
+        net.alphas_reduce.copy_(server.alpha[1])
+    for result in method.personalise(CLIENTS):
+        assert result.adaptation is not None
+        x, y = _plain.part(federation, result.client, "test")
+        hits = net(x.float()).argmax(1) == y
+        assert result.adaptation["0"] == float(hits.double().mean())
+
+
+def test_steps_of_the_search_are_those_of_a_shorter_one() -> None:
+    """Adam's rate does not change, so two epochs of search start with the one of a shorter run;
+    at a temperature of 1, since else it falls more slowly."""
+    same = STEPS | {"personalise__curve_for": "all", "personalise__temperature": 1.0}
+    long = results("meta_dnas", **same, personalise__adapt_epochs=2)
+    short = results("meta_dnas", **same, personalise__adapt_epochs=1)
+    federation = tiny_federation()
+    for two, one in zip(long, short, strict=True):
+        steps = per_epoch(federation, one.client)
+        assert two.adaptation is not None
+        assert one.adaptation is not None
+        assert two.adaptation[str(steps)] == one.adaptation[str(steps)] == one.supernet_accuracy
+        assert two.adaptation[str(2 * steps)] == two.supernet_accuracy
+        first = [str(step) for step in range(steps + 1)]
+        assert [two.adaptation[s] for s in first] == [one.adaptation[s] for s in first]
+
+
+@pytest.mark.parametrize("name", ["meta_dnas", "darts"])
+def test_the_searched_supernet_is_measured_at_the_last_temperature(name: str) -> None:
+    """And its expected cost: sharper mixtures, by hand from the cohort that the search left."""
+    federation = tiny_federation(personalise__temperature=0.05, client__alpha_lr=0.3)
+    method = METHODS[name](federation)
+    assert isinstance(method, MetaDNAS)
+    epochs, key, where, pull = 1, "adapt", "personalisation", method._pull()
+    if name == "darts":
+        epochs, key, where, pull = method.epochs, "alone", "local search", None  # type: ignore[attr-defined]
+    cohort, _ = method.search(CLIENTS, epochs, key, where, pull, 0.05)
+    assert cohort.alpha is not None
+    found = {result.client: result for result in method.personalise(CLIENTS)}
+    chances = torch.tensor([1.0, 1.0, 2 / 3, 2 / 3, 2 / 3], dtype=torch.float64)[:, None]
+    softer = 0
+    for row, split in enumerate(cohort.splits):
+        alpha = cohort.alpha[row] / 0.05
+        one = cohort_of([split], cohort.theta[row], cohort.running[row], alpha)
+        size = federation.config.client.batch_size
+        accuracy = evaluate(method.plan, one, federation.store, "test", size, "").accuracy
+        result = found[split.client]
+        assert result.supernet_accuracy == float(accuracy)
+        p = alpha.softmax(-1).double()
+        costs = federation.costs
+        parts = [(p[i] * chances * t).sum() for i, t in enumerate((costs.normal, costs.reduce))]
+        assert result.expected_cost == pytest.approx(costs.fixed + float(sum(parts)))
+        soft = cohort.alpha[row].softmax(-1).double()
+        soft_cost = costs.fixed + float(
+            sum((soft[i] * chances * t).sum() for i, t in enumerate((costs.normal, costs.reduce)))
+        )
+        softer += result.expected_cost != pytest.approx(soft_cost, rel=1e-3)
+    assert softer

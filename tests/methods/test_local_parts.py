@@ -1,0 +1,150 @@
+"""`server.local`: what stays on the clients, against bookkeeping by parameter names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metadnas_ext.meta import ServerState
+from metadnas_ext.methods import FedAvg, FedAvgFineTuned, MetaDNAS
+from metadnas_ext.methods.derived import train_locally
+from metadnas_ext.search.training import cohort_of
+
+from ..federated._tiny import assert_close, assert_identical, tiny_federation
+
+ALL_SEEN = {"server__clients_per_round": 3}
+HEAD = ("classifier.weight", "classifier.bias")
+STEM_NORM = ("stem.1.weight", "stem.1.bias")
+NAMES = {"head": HEAD, "bn": STEM_NORM, "head,bn": HEAD + STEM_NORM, "alpha": ()}
+"""Local parameters of w; norms inside cells have none."""
+
+Named = dict[str, Tensor]
+
+
+def named(method: FedAvg, theta: Tensor, running: Tensor) -> Named:
+    """Copies of parameters and running statistics by name."""
+    views = method.plan.parameters.views(theta) | method.plan.running.views(running)
+    return {name: view.clone() for name, view in views.items()}
+
+
+def is_local(name: str, local: str) -> bool:
+    return name in NAMES[local] or ("bn" in local and "running_" in name)
+
+
+@pytest.mark.parametrize("local", ["head", "bn", "head,bn"])
+def test_fedavg_with_local_parts(local: str) -> None:
+    """Two rounds: shared parts are averaged, the others go on where the client left them."""
+    federation = tiny_federation(**ALL_SEEN, client__optimizer="sgd", server__local=local)
+    method, plan = FedAvg(federation), FedAvg(federation).plan
+    shared = named(method, method.theta, method.running)
+    own: dict[int, Named] = {}
+    for index in range(2):
+        finished: dict[int, Named] = {}
+        for client in federation.seen:
+            start = shared | {n: t for n, t in own.get(client, {}).items() if is_local(n, local)}
+            cohort = cohort_of(
+                federation.of([client]), plan.parameters.flatten(start), plan.running.flatten(start)
+            )
+            train_locally(federation, plan, cohort, 1, None, f"round {index}")
+            finished[client] = named(method, cohort.theta[0], cohort.running[0])
+        own = finished
+        sizes = {c: len(federation.splits[c].train) for c in finished}
+        shared = {
+            name: sum(sizes[c] / sum(sizes.values()) * finished[c][name] for c in finished)
+            for name in shared
+        }  # the local ones too: the mean that newcomers get
+        method.round(index)
+    assert_close(method.theta, plan.parameters.flatten(shared), 1e-6)
+    assert_close(method.running, plan.running.flatten(shared), 1e-6)
+    for client in range(4):
+        cohort = method._start([client])
+        expected = shared | {n: t for n, t in own.get(client, {}).items() if is_local(n, local)}
+        assert_close(cohort.theta[0], plan.parameters.flatten(expected), 1e-6, str(client))
+        assert_close(cohort.running[0], plan.running.flatten(expected), 1e-6, str(client))
+    (unseen,) = federation.unseen
+    assert_identical(method._start([unseen]).theta[0], method.theta)
+    assert not torch.equal(method._start([federation.seen[0]]).theta[0], method.theta)
+
+
+@pytest.mark.parametrize("local", ["", "head", "bn", "head,bn", "alpha", "head,bn,alpha"])
+def test_what_stays_is_not_sent(local: str) -> None:
+    federation = tiny_federation(server__local=local)
+    for method in (FedAvg(federation), MetaDNAS(federation)):
+        slots = [*method.plan.parameters.slots.values(), *method.plan.running.slots.values()]
+        kept = NAMES.get(local.removesuffix(",alpha"), ())
+        sent = sum(
+            slot.end - slot.offset
+            for slot in slots
+            if not (slot.name in kept or ("bn" in local and "running_" in slot.name))
+        )
+        if isinstance(method, MetaDNAS) and "alpha" not in local:
+            sent += method.server.alpha.numel()
+        figures = method.round(0)
+        assert figures.bytes_up == figures.bytes_down == 4 * sent * len(figures.clients)
+        extra = {name for name in method.state() if name.startswith("local_")}
+        needed = local not in ("", "alpha") or (local == "alpha" and isinstance(method, MetaDNAS))
+        assert extra == ({"local_rows", "local_known"} if needed else set())
+
+
+def test_a_client_that_took_no_part_starts_as_everybody_did_and_counts_for_no_mean() -> None:
+    federation = tiny_federation(server__local="head", server__clients_per_round=1)
+    method, initial = FedAvg(federation), FedAvg(federation)
+    (took_part,) = method.round(0).clients
+    own = method._start([took_part]).theta[0]
+    for client in federation.seen:
+        if client != took_part:
+            start = named(method, method._start([client]).theta[0], method.running)
+            untrained = named(method, initial.theta, method.running)
+            for name in HEAD:
+                assert_identical(start[name], untrained[name])
+    (unseen,) = federation.unseen
+    assert_identical(method._start([unseen]).theta[0], own)
+
+
+def test_local_alpha_goes_on_where_the_client_left_it() -> None:
+    """Two rounds of Meta-DNAS, each client's second search redone alone from its own α."""
+    federation = tiny_federation(**ALL_SEEN, server__local="alpha", client__alpha_lr=0.3)
+    method = MetaDNAS(federation)
+    method.round(0)
+    after = {c: method._start([c]) for c in federation.seen}
+    theta, running = method.server.theta.clone(), method.server.running.clone()
+    method.round(1)
+    alphas, sizes = [], []
+    for client, start in after.items():
+        assert start.alpha is not None
+        assert_identical(start.theta[0], theta)
+        alone = MetaDNAS(tiny_federation(client__alpha_lr=0.3))
+        alone.server = ServerState.start(theta, running, start.alpha[0].clone())
+        cohort, _ = alone.search([client], 1, "round/1", "round 1", None)
+        now = method._start([client]).alpha
+        assert now is not None
+        assert cohort.alpha is not None
+        assert_identical(now[0], cohort.alpha[0])
+        alphas.append(now[0])
+        sizes.append(len(federation.splits[client].train))
+    share = torch.tensor(sizes) / sum(sizes)
+    mean = (share[:, None, None, None] * torch.stack(alphas)).sum(0)
+    assert_close(method.server.alpha, mean, 1e-6)
+    (unseen,) = federation.unseen
+    start = method._start([unseen])
+    assert start.alpha is not None
+    assert_identical(start.alpha[0], method.server.alpha)
+    assert float((alphas[0] - alphas[1]).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("local", ["head", "bn"])
+def test_unseen_clients_do_not_see_others_parts(local: str) -> None:
+    """Personalising a seen client starts from its own part, not from the mean."""
+    changes: dict[str, Any] = {**ALL_SEEN, "personalise__finetune_epochs": 0}
+    federation = tiny_federation(**changes, personalise__adapt_epochs=0, server__local=local)
+    method = FedAvgFineTuned(federation)
+    method.round(0)
+    mean = FedAvgFineTuned(federation)
+    mean.theta, mean.running = method.theta, method.running
+    starts = {c: (method._start([c]), mean._start([c])) for c in range(4)}
+    for client, (own, without) in starts.items():
+        same = torch.equal(own.theta, without.theta) and torch.equal(own.running, without.running)
+        assert same == (client in federation.unseen)
