@@ -87,16 +87,20 @@ class MetaDNAS(Method):
     def shared_genotype(self) -> Genotype | None:
         return self.genotype(self.server.alpha)
 
-    def genotype(self, alpha: Tensor, client: int | None = None) -> Genotype:
-        """The best architecture under α (2, E, O) and the skip cap, within the client's budget."""
+    def genotype(
+        self, alpha: Tensor, client: int | None = None, relaxation: Relaxation | None = None
+    ) -> Genotype:
+        """The best architecture under α (2, E, O) and the skip cap, within the client's budget.
+
+        `relaxation`: of the search behind α, by default that of the last round's end.
+        """
         federation, config = self.federation, self.config.client
         budget = None if client is None else float(federation.budgets[client])
-        relaxation = relaxation_of(config, 1, 1)
         return discretize(
             (alpha[0], alpha[1]),
             federation.costs,
             budget,
-            relaxation=relaxation,
+            relaxation=relaxation or relaxation_of(config, 1, 1),
             max_skips=config.max_skips,
         )
 
@@ -228,7 +232,7 @@ class MetaDNAS(Method):
         cost = expected_cost(self.federation.costs, *relaxation.mixture(cohort.alpha).chances)
         rows = dict(enumerate(cohort.clients))
         searched = {c: Searched(float(accuracy[row]), float(cost[row])) for row, c in rows.items()}
-        genotypes = {c: self.genotype(cohort.alpha[row], c) for row, c in rows.items()}
+        genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
         return Adapted(cohort, epochs, searched, genotypes, curve)
 
     def _finetune(self, adapted: Adapted, genotypes: dict[int, Genotype]) -> dict[int, Trained]:

@@ -62,13 +62,12 @@ class Relaxation(ABC):
         """Log of the chance of each candidate on its edge, at temperature 1: (..., E, O)."""
         return alpha.log_softmax(-1)
 
+    @abstractmethod
     def log_scores(self, alpha: Tensor) -> Tensor:
-        """What a discrete architecture maximises the sum of: (..., E, O).
+        """What a discrete architecture maximises the sum of: (2, E, O).
 
-        At temperature 1, however training ended: annealing sharpens the mixture, it adds nothing
-        to what α has learned.
+        Logs of the mixture at rest: which edges a node keeps depends on how sharp it has become.
         """
-        return self.log_chances(alpha)
 
     def _scaled(self, alpha: Tensor, progress: Tensor | None = None) -> Tensor:
         """α / T; without progress at the end of the search."""
@@ -89,6 +88,9 @@ class Softmax(Relaxation):
     def sample(self, alpha: Tensor, progress: Tensor, generators: Generators) -> Mixing:
         return _same(self._scaled(alpha, progress).softmax(-1))
 
+    def log_scores(self, alpha: Tensor) -> Tensor:
+        return self._scaled(alpha).log_softmax(-1)
+
 
 @dataclass(frozen=True)
 class Gumbel(Relaxation):
@@ -105,6 +107,9 @@ class Gumbel(Relaxation):
     def sample(self, alpha: Tensor, progress: Tensor, generators: Generators) -> Mixing:
         noisy = alpha + gumbel_noise(alpha, generators())
         return Mixing(_by_type(self._weights(noisy, progress)), _by_type(alpha.softmax(-1)))
+
+    def log_scores(self, alpha: Tensor) -> Tensor:
+        return alpha.log_softmax(-1)
 
     def _weights(self, noisy: Tensor, progress: Tensor) -> Tensor:
         return self._scaled(noisy, progress).softmax(-1)
@@ -138,10 +143,10 @@ class Sigmoid(Relaxation):
         return self._mixing(self._scaled(alpha, progress))
 
     def log_chances(self, alpha: Tensor) -> Tensor:
-        return self.log_scores(alpha).log_softmax(-1)
+        return each(F.logsigmoid, alpha).log_softmax(-1)
 
     def log_scores(self, alpha: Tensor) -> Tensor:
-        return each(F.logsigmoid, alpha)
+        return each(F.logsigmoid, self._scaled(alpha))
 
     def _mixing(self, scaled: Tensor) -> Mixing:
         weights = each(torch.sigmoid, scaled)

@@ -12,6 +12,7 @@ from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods import METHODS, FedAvg, FedAvgFineTuned, MetaDNAS
 from metadnas_ext.nn import Supernet
 from metadnas_ext.report.result import ClientResult
+from metadnas_ext.search.relaxations import Softmax
 from metadnas_ext.search.training import cohort_of, evaluate
 
 from ..federated._tiny import tiny_federation
@@ -141,7 +142,7 @@ def test_the_searched_supernet_is_measured_at_the_last_temperature(name: str) ->
     epochs, key, where, pull = 1, "adapt", "personalisation", method._pull()
     if name == "darts":
         epochs, key, where, pull = method.epochs, "alone", "local search", None  # type: ignore[attr-defined]
-    cohort, _ = method.search(CLIENTS, epochs, key, where, pull, 0.05)
+    cohort, _ = method.search(CLIENTS, epochs, key, where, pull, Softmax(1.0, 0.05))
     assert cohort.alpha is not None
     found = {result.client: result for result in method.personalise(CLIENTS)}
     chances = torch.tensor([1.0, 1.0, 2 / 3, 2 / 3, 2 / 3], dtype=torch.float64)[:, None]

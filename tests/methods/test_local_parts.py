@@ -11,6 +11,7 @@ from torch import Tensor
 from metadnas_ext.meta import ServerState
 from metadnas_ext.methods import FedAvg, FedAvgFineTuned, MetaDNAS
 from metadnas_ext.methods.derived import train_locally
+from metadnas_ext.search.relaxations import SOFTMAX
 from metadnas_ext.search.training import cohort_of
 
 from ..federated._tiny import assert_close, assert_identical, tiny_federation
@@ -118,7 +119,7 @@ def test_local_alpha_goes_on_where_the_client_left_it() -> None:
         assert_identical(start.theta[0], theta)
         alone = MetaDNAS(tiny_federation(client__alpha_lr=0.3))
         alone.server = ServerState.start(theta, running, start.alpha[0].clone())
-        cohort, _ = alone.search([client], 1, "round/1", "round 1", None)
+        cohort, _ = alone.search([client], 1, "round/1", "round 1", None, SOFTMAX)
         now = method._start([client]).alpha
         assert now is not None
         assert cohort.alpha is not None

@@ -12,7 +12,7 @@ from metadnas_ext.methods import LocalDARTS, MetaDNAS, meta_dnas
 from metadnas_ext.methods.derived import Trained
 from metadnas_ext.search import discretize
 from metadnas_ext.search.architect import meta_gradient
-from metadnas_ext.search.relaxations import SOFTMAX
+from metadnas_ext.search.relaxations import SOFTMAX, Softmax
 from metadnas_ext.space import Genotype
 
 from ..federated._tiny import assert_close, assert_identical, tiny_federation
@@ -131,11 +131,10 @@ def test_the_personal_architecture_is_that_of_the_last_temperature() -> None:
     """Not of the raw logits: which edges a node keeps depends on how sharp their mixtures are."""
     federation = tiny_federation(personalise__temperature=0.02, client__alpha_lr=0.3)
     method = MetaDNAS(federation)
-    cohort, _ = method.search(
-        CLIENTS, 1, "adapt", "personalisation", method.server.alpha, final_temperature=0.02
-    )
+    how = (CLIENTS, 1, "adapt", "personalisation", method.server.alpha, Softmax(1.0, 0.02))
+    cohort, _ = method.search(*how)
     assert cohort.alpha is not None
-    adapted = method._adapt(CLIENTS, 1, "adapt", "personalisation", method.server.alpha)
+    adapted = method._adapt(*how)
     differing = 0
     for row, client in enumerate(cohort.clients):
         budget = float(federation.budgets[client])

@@ -81,7 +81,7 @@ def test_softmax(ends: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 0.5)])
 def test_sigmoid(ends: tuple[float, float]) -> None:
-    """Weights independent, chances their shares, scores the logs of weights at temperature 1."""
+    """Weights independent, chances their shares, scores the logs of the resting weights."""
     alpha, relaxation = random_alpha(), Sigmoid(*ends)
     drawn = relaxation.sample(alpha, PROGRESS, generators())
     for row, own, chances, scale, scores in zip(
@@ -95,7 +95,8 @@ def test_sigmoid(ends: tuple[float, float]) -> None:
         expected = [1 / (1 + math.exp(-value / scale)) for value in row]
         assert own == pytest.approx(expected, rel=1e-6)
         assert chances == pytest.approx([e / sum(expected) for e in expected], rel=1e-6)
-        assert scores == pytest.approx([-math.log1p(math.exp(-value)) for value in row])
+        last = [value / ends[1] for value in row]
+        assert scores == pytest.approx([-math.log1p(math.exp(-value)) for value in last])
     resting = Sigmoid().mixture(alpha)
     expected = torch.sigmoid(alpha)
     torch.testing.assert_close(stacked(resting.weights), expected)
@@ -194,11 +195,12 @@ def test_chances_are_a_distribution(name: str) -> None:
         torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
 
 
-def test_scores_do_not_depend_on_temperature() -> None:
-    alpha = random_alpha()
-    for relaxation in RELAXATIONS.values():
-        assert torch.equal(relaxation(5.0, 0.1).log_scores(alpha), relaxation().log_scores(alpha))
-    assert torch.equal(SOFTMAX.log_scores(alpha), alpha.log_softmax(-1))
+@pytest.mark.parametrize("name", list(RELAXATIONS))
+def test_scores_are_logs_of_the_mixture_at_rest(name: str) -> None:
+    alpha, relaxation = random_alpha(), RELAXATIONS[name](5.0, 0.1)
+    torch.testing.assert_close(
+        relaxation.log_scores(alpha), stacked(relaxation.mixture(alpha).weights).log()
+    )
 
 
 def test_temperatures_over_the_rounds() -> None:
