@@ -70,6 +70,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
   m.def("pool_idle_bytes", &metadnas::pool_idle_bytes,
         "Bytes of results' memory that are kept for the next forward pass and not in use.");
-  m.def("pool_release", &metadnas::pool_release, "Gives the idle bytes back to the system.");
+  m.def("pool_release", &metadnas::pool_release,
+        "Gives the idle bytes back to the system; returns their number.",
+        pybind11::call_guard<pybind11::gil_scoped_release>());
   metadnas::bind_discretize(m);
 }

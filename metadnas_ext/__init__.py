@@ -1,8 +1,8 @@
 """Federated differentiable architecture search on fused mixed-op kernels with a client axis."""
 
-from metadnas_ext._native import build_info
+from metadnas_ext._native import build_info, release_memory
 from metadnas_ext.aggregation import aggregate
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "aggregate", "build_info"]
+__all__ = ["__version__", "aggregate", "build_info", "release_memory"]

@@ -18,7 +18,7 @@ from metadnas_ext.space.primitives import PRIMITIVES
 
 REFERENCE_RUN = """
 import sys, torch
-from metadnas_ext import build_info
+from metadnas_ext import build_info, release_memory
 from metadnas_ext.ops import mixed_op, weighted_mean
 
 x, weights, params, shares = torch.load(sys.argv[1])
@@ -28,6 +28,7 @@ out.square().sum().backward()
 assert not stats.requires_grad
 assert "metadnas_ext._C" not in sys.modules
 assert build_info()["native"] is False
+assert release_memory() == 0
 torch.save((out.detach(), stats, x.grad, weighted_mean(x.detach(), shares)), sys.argv[1])
 """
 

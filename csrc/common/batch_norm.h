@@ -18,6 +18,15 @@ struct ChunkCut {
     const int64_t rest = pixels - chunk * grain;
     return rest < grain ? rest : grain;
   }
+  // What a chunk's mean counts for, and all of them together.
+  int64_t weight(int64_t chunk) const { return size(chunk); }
+  int64_t weights() const { return pixels; }
+};
+
+// All chunks are whole: their means count the same.
+struct EvenCut : ChunkCut {
+  int64_t weight(int64_t) const { return 1; }
+  int64_t weights() const { return chunks(); }
 };
 
 // Sums of a chunk around one of its own values: a plain sum of squares loses all digits when the
@@ -39,8 +48,13 @@ struct ChunkMoments {
         q[p % 2] += d * d;
       }
     });
-    sum += s[0] + s[1];
-    squares += q[0] + q[1];
+    add(s[0] + s[1], q[0] + q[1]);
+  }
+
+  // Values' deviations from `shift`, added up, and their squares.
+  METADNAS_INLINE void add(Vec<T> s, Vec<T> q) {
+    sum += s;
+    squares += q;
   }
 
   // mean and M2 (sum of squared deviations) over `pixels` values, for `live` lanes.
@@ -55,45 +69,53 @@ struct ChunkMoments {
   }
 };
 
-// partial: [chunk][mean, M2][channel] -> mean and biased variance, zeros where there is no pixel.
-template <class T>
-void merge_moments(const ChunkCut& cut, const double* partial, int channels, T* mean, T* variance) {
-  const double n = static_cast<double>(cut.pixels);
+// partial: [mean, M2][channel] of each chunk, `stride` apart -> mean and biased variance, zeros
+// where there is no pixel.
+template <class Cut, class T>
+void merge_moments(const Cut& cut, const double* partial, int64_t stride, int channels, T* mean,
+                   T* variance) {
+  const int64_t chunks = cut.chunks();
   for (int c = 0; c < channels; ++c) {
-    double total = 0, m2 = 0;
-    for (int64_t i = 0; i < cut.chunks(); ++i) {
-      total += static_cast<double>(cut.size(i)) * partial[2 * i * channels + c];
+    if (chunks == 0) {
+      mean[c] = variance[c] = T{0};
+      continue;
     }
-    const double m = cut.pixels == 0 ? 0 : total / n;
-    for (int64_t i = 0; i < cut.chunks(); ++i) {
-      const double d = partial[2 * i * channels + c] - m;
-      m2 += partial[(2 * i + 1) * channels + c] + static_cast<double>(cut.size(i)) * d * d;
+    double total = 0, m2 = 0;
+    for (int64_t i = 0; i < chunks; ++i) {
+      total += static_cast<double>(cut.weight(i)) * partial[i * stride + c];
+    }
+    const double m = total / static_cast<double>(cut.weights());
+    for (int64_t i = 0; i < chunks; ++i) {
+      const double d = partial[i * stride + c] - m;
+      m2 += partial[i * stride + channels + c] + static_cast<double>(cut.size(i)) * d * d;
     }
     mean[c] = static_cast<T>(m);
-    variance[c] = cut.pixels == 0 ? T{0} : static_cast<T>(m2 / n);
+    variance[c] = static_cast<T>(m2 / static_cast<double>(cut.pixels));
   }
 }
 
-// Per channel: normal = (z - mean) * inverse, out = normal * gamma + beta. Arrays are zero behind
-// the last channel, with room for a vector that starts at any channel.
+// Per channel, with zeros behind the last one up to a whole row: normal = (z - mean) * inverse, out
+// = normal * gamma + beta.
 template <class T>
-struct NormCoefficients {
+struct NormVectors {
+  int row;
   T* mean;
   T* inverse;  // 1 / sqrt(variance + eps)
   T* gamma;
   T* beta;
 
-  static int row(int channels) { return blocks_of<T>(channels) * kLanes<T> + kLanes<T>; }
-  static int64_t size(int channels) { return int64_t{4} * row(channels); }
-  NormCoefficients(int channels, T* memory)
-      : mean(memory),
-        inverse(mean + row(channels)),
-        gamma(inverse + row(channels)),
-        beta(gamma + row(channels)) {}
+  static int64_t size(int row) { return int64_t{4} * row; }
+  NormVectors(int row, T* memory)
+      : row(row), mean(memory), inverse(mean + row), gamma(inverse + row), beta(gamma + row) {}
 
-  // affine: gamma, then beta; null: not affine.
+  // gamma * inverse
+  METADNAS_INLINE Vec<T> scale(int channel) const {
+    return load(gamma + channel) * load(inverse + channel);
+  }
+
+  // stats: mean, then variance. affine: gamma, then beta; null: not affine.
   void fill(int channels, const T* stats, const T* affine, double eps) const {
-    for (int c = 0; c < row(channels); ++c) {
+    for (int c = 0; c < row; ++c) {
       const bool live = c < channels;
       mean[c] = live ? stats[c] : T{0};
       inverse[c] =
@@ -105,30 +127,56 @@ struct NormCoefficients {
   }
 };
 
-// grad_z = scale * grad + slope * normal + shift: batch norm's gradient, folded per channel.
+// What a backward pass has of batch norm's values: `normal`, or z - mean.
+enum class NormValues { kNormal, kCentred };
+
+// Sums over each channel, of the gradient of batch norm's result and of gradient * value. `weight`
+// is a factor that the gradient has yet to get.
+struct NormGradientSums {
+  NormValues values;
+  double weight;
+  const double* grad;
+  const double* product;
+
+  // value * unit = normal
+  template <class T>
+  double unit(const NormVectors<T>& norm, int c) const {
+    return values == NormValues::kNormal ? 1 : static_cast<double>(norm.inverse[c]);
+  }
+  // Gradients of gamma, then of beta.
+  template <class T>
+  void write_affine(const NormVectors<T>& norm, int channels, T* to) const {
+    for (int c = 0; c < channels; ++c) {
+      to[c] = static_cast<T>(weight * unit(norm, c) * product[c]);
+      to[channels + c] = static_cast<T>(weight * grad[c]);
+    }
+  }
+};
+
+// grad_z = scale * grad + slope * value + shift: batch norm's gradient, folded per channel.
 template <class T>
-struct NormGradientCoefficients {
+struct NormGradient {
   T* scale;
   T* slope;
   T* shift;
 
-  static int64_t size(int channels) { return 3 * NormCoefficients<T>::row(channels); }
-  NormGradientCoefficients(int channels, T* memory)
-      : scale(memory),
-        slope(scale + NormCoefficients<T>::row(channels)),
-        shift(slope + NormCoefficients<T>::row(channels)) {}
+  static int64_t size(int row) { return int64_t{3} * row; }
+  NormGradient(int row, T* memory) : scale(memory), slope(scale + row), shift(slope + row) {}
 
-  // sums: of grad, then of grad * normal, over `pixels` values; null: the statistics are constants
-  // (eval mode).
-  void fill(int channels, const NormCoefficients<T>& norm, const double* sums,
+  // pixels: values of a channel; 0: the statistics are constants (eval mode), or there is nothing.
+  void fill(const NormVectors<T>& norm, const NormGradientSums& sums, int channels,
             int64_t pixels) const {
-    for (int c = 0; c < NormCoefficients<T>::row(channels); ++c) {
-      const double a = static_cast<double>(norm.gamma[c]) * static_cast<double>(norm.inverse[c]);
-      const bool live = c < channels && sums != nullptr && pixels > 0;
-      const double n = static_cast<double>(pixels);
+    const double n = static_cast<double>(pixels);
+    for (int c = 0; c < norm.row; ++c) {
+      const bool live = c < channels;
+      const double a = live ? sums.weight * static_cast<double>(norm.gamma[c]) *
+                                  static_cast<double>(norm.inverse[c])
+                            : 0;
+      const double unit = sums.unit(norm, c);
+      const bool batch = live && pixels > 0;
       scale[c] = static_cast<T>(a);
-      slope[c] = live ? static_cast<T>(-a * sums[channels + c] / n) : T{0};
-      shift[c] = live ? static_cast<T>(-a * sums[c] / n) : T{0};
+      slope[c] = batch ? static_cast<T>(-a * unit * unit * sums.product[c] / n) : T{0};
+      shift[c] = batch ? static_cast<T>(-a * sums.grad[c] / n) : T{0};
     }
   }
 };

@@ -25,4 +25,12 @@ inline void* huge_alloc(size_t bytes) {
   return block;
 }
 
+// Hands the pages of a block back to the system at once: malloc may keep what is freed for later.
+// The block's contents are lost.
+inline void huge_discard(void* block, size_t bytes) {
+#if defined(__linux__)
+  madvise(block, bytes, MADV_DONTNEED);
+#endif
+}
+
 }  // namespace metadnas

@@ -57,10 +57,14 @@ class Pool {
     used_.erase(found);
   }
 
-  void release_idle() {
+  // Bytes given back.
+  size_t release_idle() {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t released = idle_bytes_;
+    for (const Block& block : idle_) huge_discard(block.memory, block.size);
     while (!idle_.empty()) drop_oldest();
     peak_bytes_ = used_bytes_;
+    return released;
   }
 
   size_t idle_bytes() {
@@ -113,6 +117,6 @@ torch::stable::Tensor pooled_like(const torch::stable::Tensor& x,
 
 int64_t pool_idle_bytes() { return static_cast<int64_t>(pool().idle_bytes()); }
 
-void pool_release() { pool().release_idle(); }
+int64_t pool_release() { return static_cast<int64_t>(pool().release_idle()); }
 
 }  // namespace metadnas

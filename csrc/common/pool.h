@@ -18,7 +18,7 @@ torch::stable::Tensor pooled_like(const torch::stable::Tensor& x,
 // Bytes that the pool holds and nobody uses.
 int64_t pool_idle_bytes();
 
-// Gives them back to the system.
-void pool_release();
+// Gives them back to the system, and returns how many they were.
+int64_t pool_release();
 
 }  // namespace metadnas

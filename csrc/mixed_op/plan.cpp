@@ -77,10 +77,7 @@ class Builder {
     Norm result;
     result.slot = next_slot_++;
     result.partial = partial;
-    if (affine_) {
-      result.gamma = take(plan_.channels);
-      result.beta = take(plan_.channels);
-    }
+    if (affine_) result.affine = take(int64_t{2} * plan_.channels);
     plan_.norms.push_back(result);
     return static_cast<int>(plan_.norms.size()) - 1;
   }

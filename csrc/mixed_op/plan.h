@@ -43,10 +43,9 @@ struct EdgeSpec {
 
 // Batch norm of one candidate (or of the first half of a separable one).
 struct Norm {
-  int64_t slot = 0;         // row of the statistics
-  int partial = 0;          // index of its per-image sums; pools of one source share theirs
-  int64_t gamma = kAbsent;  // offset of gamma in the packed parameters; kAbsent: not affine
-  int64_t beta = kAbsent;
+  int64_t slot = 0;          // row of the statistics
+  int partial = 0;           // index of its per-image sums; pools of one source share theirs
+  int64_t affine = kAbsent;  // offset of gamma, then beta, in the packed parameters
 };
 
 // ReLU, depthwise convolution (or, for a factorized reduce, two shifted grids), pointwise product.

@@ -124,10 +124,18 @@ def _edge_starts(
 
 def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
     """x (G, ...), weights (G) of at least 0 -> sum of weights * x over their sum, (...)."""
-    share = (weights.double() / weights.double().sum()).view(-1, *[1] * (x.dim() - 1))
+    share = weights.double() / _sum_in_order(weights.double())
+    share = share.view(-1, *[1] * (x.dim() - 1))
     # 0 * NaN is NaN: a client of weight 0 must not reach the result.
     x = x.masked_fill((share == 0) & ~x.isfinite(), 0)
-    return (share * x).sum(0).to(x.dtype)
+    return _sum_in_order(share * x).to(x.dtype)
+
+
+def _sum_in_order(x: Tensor) -> Tensor:
+    """x (G, ...) -> (...). torch.sum groups the clients by their number, so that even one of zeros
+    moves the last digit of the others' sum."""
+    first, *others = x.unbind()
+    return sum(others, start=first)
 
 
 def double_backward(

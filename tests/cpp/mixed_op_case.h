@@ -7,7 +7,7 @@
 
 #include "guarded.h"
 #include "harness.h"
-#include "mixed_op/cpu/isa.h"
+#include "mixed_op/cpu/kernels.h"
 #include "truth.h"
 
 namespace testing {
@@ -240,15 +240,6 @@ class Apart {
   Guarded<T> memory_;
 };
 
-template <class T>
-const metadnas::MixedOpKernels<T>& kernels(Isa isa) {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  if (isa == Isa::kAvx512) return metadnas::cpu_kernels_avx512().of<T>();
-  if (isa == Isa::kAvx2) return metadnas::cpu_kernels_avx2().of<T>();
-#endif
-  return metadnas::cpu_kernels_baseline().of<T>();
-}
-
 // Rows of a client, `gap` elements apart.
 struct Rows {
   int64_t clients, size, gap;
@@ -337,7 +328,7 @@ Results run(Isa isa, const Case& c, const Inputs& in, const std::string& what) {
     forward.out.push_back({outs[t]->images(), begun[t]});
     begun[t] = true;
   }
-  kernels<T>(isa).forward(forward);
+  metadnas::mixed_op_kernels<T>(isa).forward(forward);
   Results r;
   for (const auto& out : outs) out->read(r.out, what + " out");
   r.stats = stat_rows.read(stats, what + " stats");
@@ -355,7 +346,7 @@ Results run(Isa isa, const Case& c, const Inputs& in, const std::string& what) {
   for (const int target : c.targets) {
     backward.grad_out.push_back(grads[static_cast<size_t>(target)]->constant());
   }
-  kernels<T>(isa).backward(backward);
+  metadnas::mixed_op_kernels<T>(isa).backward(backward);
   if (c.need_x) grad_x.read(r.grad_x, what + " grad_x");
   r.grad_weights = weight_rows.read(grad_weights, what + " grad_weights");
   if (c.need_params) r.grad_params = param_rows.read(grad_params, what + " grad_params");

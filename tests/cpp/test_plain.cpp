@@ -62,8 +62,7 @@ void check_cell(Random& random) {
       for (const metadnas::Norm& norm : fan.plan.norms) {
         claim(slots, norm.slot, 1, "plan_cell norms");
         if (!affine) continue;
-        claim(params, norm.gamma, channels, "plan_cell gamma");
-        claim(params, norm.beta, channels, "plan_cell beta");
+        claim(params, norm.affine, 2 * channels, "plan_cell gamma, beta");
       }
       for (const metadnas::Edge& edge : fan.plan.edges) {
         for (const int64_t weight : edge.all_weights) claim(mixing, weight, 1, "plan_cell weights");

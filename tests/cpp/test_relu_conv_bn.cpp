@@ -113,13 +113,6 @@ Results truth(const Case& c, const Inputs& in) {
 }
 
 template <class T>
-const metadnas::relu_conv_bn::Kernels<T>& kernels(Isa isa) {
-  return metadnas::with_isa(isa, []<Isa chosen>() -> const metadnas::relu_conv_bn::Kernels<T>& {
-    return metadnas::relu_conv_bn::kernels<chosen>().template of<T>();
-  });
-}
-
-template <class T>
 Results run(Isa isa, const Case& c, const Inputs& in) {
   const Shape& s = c.shape;
   const int64_t gap = 3, stride = c.params() + gap;
@@ -141,11 +134,12 @@ Results run(Isa isa, const Case& c, const Inputs& in) {
   const metadnas::relu_conv_bn::Args<T> args{
       s,        c.relu,        c.affine, c.training,  kEps, counts ? counts->data() : nullptr,
       x.data(), params.data(), stride,   stats.data()};
-  kernels<T>(isa).forward({args, normal, out.data()});
+  metadnas::relu_conv_bn::kernels<T>(isa).forward({args, normal, out.data()});
   const Guarded<T> grad_x(c.need_x ? x.size() : 0);
   const Guarded<T> grad_params(c.need_params ? s.clients * c.params() : 0);
-  kernels<T>(isa).backward({args, normal, grad_out.data(), c.need_x ? grad_x.data() : nullptr,
-                            c.need_params ? grad_params.data() : nullptr});
+  metadnas::relu_conv_bn::kernels<T>(isa).backward({args, normal, grad_out.data(),
+                                                    c.need_x ? grad_x.data() : nullptr,
+                                                    c.need_params ? grad_params.data() : nullptr});
   return {out.values(), stats.values(), grad_x.values(), grad_params.values()};
 }
 

@@ -11,14 +11,8 @@ namespace {
 
 using metadnas::Isa;
 using metadnas::row_optimizers::AdamRow;
+using metadnas::row_optimizers::kernels;
 using metadnas::row_optimizers::SgdRow;
-
-template <class T>
-const metadnas::row_optimizers::Kernels<T>& kernels(Isa isa) {
-  return metadnas::with_isa(isa, []<Isa chosen>() -> const metadnas::row_optimizers::Kernels<T>& {
-    return metadnas::row_optimizers::kernels<chosen>().template of<T>();
-  });
-}
 
 // Two rows more than take the step: those stay as they are.
 template <class T>

@@ -58,6 +58,14 @@ def test_a_client_of_weight_0_does_not_reach_the_result(mean, value):
     assert grad_weights[kept].isfinite().all()
 
 
+@pytest.mark.parametrize("mean", [weighted_mean, reference.weighted_mean])
+def test_clients_of_weight_0_change_no_bit(mean):
+    x, weights = inputs(14, (500,))
+    weights[[0, 4, 12, 13]] = 0
+    counting = weights > 0
+    assert torch.equal(mean(x, weights), mean(x[counting], weights[counting]))
+
+
 def test_a_client_that_counts_does():
     x, weights = inputs()
     x[1, 2, 3] = torch.nan

@@ -22,8 +22,9 @@ int64_t column_groups(int64_t clients) {
 
 template <class T>
 void run(const Tensor& x, const Tensor& origin, Tensor& partial, int64_t groups) {
-  aggregate_kernels().of<T>().gram({clients_of<T>(x), origin.const_data_ptr<T>(),
-                                    static_cast<double*>(partial.mutable_data_ptr()), groups});
+  aggregate_kernels<T>(widest_isa())
+      .gram({clients_of<T>(x), origin.const_data_ptr<T>(),
+             static_cast<double*>(partial.mutable_data_ptr()), groups});
 }
 
 // x (G, ...), origin (...) -> (G, G) double

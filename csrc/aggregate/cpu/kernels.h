@@ -1,31 +1,27 @@
-// The aggregation kernels of each instruction set, and those of this processor.
+// The kernels of each instruction set, defined in one `kernels_<isa>.cpp` each.
 #pragma once
 
 #include "aggregate/args.h"
+#include "common/isa.h"
 
 namespace metadnas {
 
-struct AggregateTable {
-  AggregateKernels<float> single;
-  AggregateKernels<double> full;
+template <Isa isa>
+const ElementKernels<AggregateKernels>& aggregate_kernels();
 
-  template <class T>
-  const AggregateKernels<T>& of() const {
-    if constexpr (sizeof(T) == 4) {
-      return single;
-    } else {
-      return full;
-    }
-  }
-};
+template <>
+const ElementKernels<AggregateKernels>& aggregate_kernels<Isa::kBaseline>();
+template <>
+const ElementKernels<AggregateKernels>& aggregate_kernels<Isa::kAvx2>();
+template <>
+const ElementKernels<AggregateKernels>& aggregate_kernels<Isa::kAvx512>();
 
-const AggregateTable& aggregate_baseline();
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-const AggregateTable& aggregate_avx2();
-const AggregateTable& aggregate_avx512();
-#endif
-
-// Follows the instruction set chosen for the mixed operation, METADNAS_EXT_ISA included.
-const AggregateTable& aggregate_kernels();
+// Of one element type, chosen at run time.
+template <class T>
+const AggregateKernels<T>& aggregate_kernels(Isa isa) {
+  return with_isa(isa, []<Isa chosen>() -> const AggregateKernels<T>& {
+    return aggregate_kernels<chosen>().template of<T>();
+  });
+}
 
 }  // namespace metadnas

@@ -21,12 +21,13 @@
 
 namespace metadnas {
 
-const AggregateTable& aggregate_avx2() {
-  static const AggregateTable table{
+template <>
+const ElementKernels<AggregateKernels>& aggregate_kernels<Isa::kAvx2>() {
+  static const ElementKernels<AggregateKernels> both{
       {avx2::mean<float>, avx2::mixtures<float>, avx2::rank_mean<float>, avx2::gram<float>},
       {avx2::mean<double>, avx2::mixtures<double>, avx2::rank_mean<double>, avx2::gram<double>},
   };
-  return table;
+  return both;
 }
 
 }  // namespace metadnas

@@ -21,13 +21,14 @@
 
 namespace metadnas {
 
-const AggregateTable& aggregate_avx512() {
-  static const AggregateTable table{
+template <>
+const ElementKernels<AggregateKernels>& aggregate_kernels<Isa::kAvx512>() {
+  static const ElementKernels<AggregateKernels> both{
       {avx512::mean<float>, avx512::mixtures<float>, avx512::rank_mean<float>, avx512::gram<float>},
       {avx512::mean<double>, avx512::mixtures<double>, avx512::rank_mean<double>,
        avx512::gram<double>},
   };
-  return table;
+  return both;
 }
 
 }  // namespace metadnas

@@ -19,14 +19,15 @@
 
 namespace metadnas {
 
-const AggregateTable& aggregate_baseline() {
-  static const AggregateTable table{
+template <>
+const ElementKernels<AggregateKernels>& aggregate_kernels<Isa::kBaseline>() {
+  static const ElementKernels<AggregateKernels> both{
       {baseline::mean<float>, baseline::mixtures<float>, baseline::rank_mean<float>,
        baseline::gram<float>},
       {baseline::mean<double>, baseline::mixtures<double>, baseline::rank_mean<double>,
        baseline::gram<double>},
   };
-  return table;
+  return both;
 }
 
 }  // namespace metadnas

@@ -20,8 +20,9 @@ void run(const Tensor& x, const Tensor& weights, Tensor& out) {
     scale_shares(kOp, "weights[" + std::to_string(m) + "]",
                  weights.const_data_ptr<T>() + m * clients, clients, shares.data() + m * clients);
   }
-  aggregate_kernels().of<T>().mixtures(
-      {clients_of<T>(x), shares.data(), mixtures, static_cast<T*>(out.mutable_data_ptr())});
+  aggregate_kernels<T>(widest_isa())
+      .mixtures(
+          {clients_of<T>(x), shares.data(), mixtures, static_cast<T*>(out.mutable_data_ptr())});
 }
 
 // x (G, ...), weights (M, G) -> (M, ...)

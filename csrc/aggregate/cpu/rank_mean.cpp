@@ -13,8 +13,8 @@ constexpr const char* kOp = "rank_mean";
 
 template <class T>
 void run(const Tensor& x, int64_t begin, int64_t end, Tensor& out) {
-  aggregate_kernels().of<T>().rank_mean(
-      {clients_of<T>(x), begin, end, static_cast<T*>(out.mutable_data_ptr())});
+  aggregate_kernels<T>(widest_isa())
+      .rank_mean({clients_of<T>(x), begin, end, static_cast<T*>(out.mutable_data_ptr())});
 }
 
 // x (G, ...) -> (...)

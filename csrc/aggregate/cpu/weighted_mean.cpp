@@ -24,8 +24,9 @@ void run(const Tensor& x, const Tensor& weights, Tensor& out) {
     rows.push_back(from.row(g));
     counting.push_back(share[g]);
   }
-  aggregate_kernels().of<T>().mean({rows.data(), counting.data(), static_cast<int64_t>(rows.size()),
-                                    from.columns, static_cast<T*>(out.mutable_data_ptr())});
+  aggregate_kernels<T>(widest_isa())
+      .mean({rows.data(), counting.data(), static_cast<int64_t>(rows.size()), from.columns,
+             static_cast<T*>(out.mutable_data_ptr())});
 }
 
 // x (G, ...), weights (G) -> (...)

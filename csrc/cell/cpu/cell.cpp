@@ -6,7 +6,7 @@
 
 #include "cell/graph.h"
 #include "mixed_op/cpu/inputs.h"
-#include "mixed_op/cpu/isa.h"
+#include "mixed_op/cpu/kernels.h"
 
 namespace metadnas {
 namespace {
@@ -162,7 +162,7 @@ void run_forward(const Inputs& in, Tensor& out, const Tensor& stats, const Tenso
       args.out.push_back({in.node(to, target), begun[static_cast<size_t>(target)]});
       begun[static_cast<size_t>(target)] = true;
     }
-    kernels_for<T>(in.geometry.channels).forward(args);
+    mixed_op_kernels<T>(isa_for(in.geometry.channels, sizeof(T))).forward(args);
   }
 }
 
@@ -197,7 +197,7 @@ void run_backward(const Inputs& in, const Tensor& grad_out, const Tensor& out, c
       args.grad_x = in.whole(static_cast<T*>(grad_states[fan.state].mutable_data_ptr()),
                              in.geometry.in_pixels());
     }
-    kernels_for<T>(in.geometry.channels).backward(args);
+    mixed_op_kernels<T>(isa_for(in.geometry.channels, sizeof(T))).backward(args);
   }
 }
 

@@ -21,37 +21,39 @@ struct ClientGradients {
                                            : args.grad_params + client * args.grad_params_stride),
         grad_sum(scratch + client * 2 * args.geometry.channels),
         product(grad_sum + args.geometry.channels) {}
-
-  void write_affine(const Norm& affine, const NormVectors<T>& norm, double weight,
-                    int channels) const {
-    if (affine.gamma == kAbsent || params == nullptr) return;
-    for (int c = 0; c < channels; ++c) {
-      const double inverse = static_cast<double>(norm.inverse[c]);
-      params[affine.gamma + c] = static_cast<T>(weight * inverse * product[c]);
-      params[affine.beta + c] = static_cast<T>(weight * grad_sum[c]);
-    }
-  }
 };
+
+// A batch norm's coefficients, and the gradients of gamma and beta, from the sums in `to`. weight:
+// the mixing weight behind it.
+template <class T>
+void close_norm(const Context<T>& context, const BackwardBuffers<T>& buffers, int64_t client,
+                int index, double weight, const ClientGradients<T>& to) {
+  const int channels = context.geometry.channels;
+  const int64_t pixels = context.args.count(client) * context.geometry.out_pixels();
+  const NormVectors<T> norm = context.norm(client, index);
+  const NormGradientSums sums{NormValues::kCentred, weight, to.grad_sum, to.product};
+  buffers.gradient(context, client, index)
+      .fill(norm, sums, channels, context.args.training ? pixels : 0);
+  const int64_t affine = context.plan.norms[index].affine;
+  if (affine != kAbsent && to.params != nullptr) {
+    sums.write_affine(norm, channels, to.params + affine);
+  }
+}
 
 // A candidate's batch norm: its coefficients, gamma, beta; returns the gradient of its weight.
 template <class T>
 double close_candidate(const Context<T>& context, const BackwardBuffers<T>& buffers,
                        const GradientSums<T>& sums, int64_t client, int64_t weight_index, int index,
                        const ClientGradients<T>& to) {
-  const Geometry& g = context.geometry;
   const NormVectors<T> norm = context.norm(client, index);
-  const double weight = static_cast<double>(context.weight(client, weight_index));
   sums.total(client, index, to.product);
-  buffers.gradient(context, client, index)
-      .fill(norm, weight, to.grad_sum, to.product,
-            static_cast<double>(context.args.count(client) * g.out_pixels()),
-            !context.args.training, g.channels, context.layout.padded_channels);
+  close_norm(context, buffers, client, index,
+             static_cast<double>(context.weight(client, weight_index)), to);
   double grad_weight = 0;
-  for (int c = 0; c < g.channels; ++c) {
-    grad_weight += static_cast<double>(norm.scale[c]) * to.product[c] +
+  for (int c = 0; c < context.geometry.channels; ++c) {
+    grad_weight += static_cast<double>(norm.gamma[c] * norm.inverse[c]) * to.product[c] +
                    static_cast<double>(norm.beta[c]) * to.grad_sum[c];
   }
-  to.write_affine(context.plan.norms[index], norm, weight, g.channels);
   return grad_weight;
 }
 
@@ -85,17 +87,11 @@ template <class T>
 void close_middles(const Context<T>& context, const BackwardBuffers<T>& buffers,
                    const GradientSums<T>& sums, int64_t client, const ClientGradients<T>& to) {
   const Plan& plan = context.plan;
-  const Geometry& g = context.geometry;
   for (int u = plan.first_half_units(); u < context.units(); ++u) {
     const int index = plan.units[plan.units[u].source].norm;
     sums.total(client, plan.units[u].norm, to.grad_sum);
     sums.total(client, index, to.product);
-    const NormVectors<T> norm = context.norm(client, index);
-    buffers.gradient(context, client, index)
-        .fill(norm, 1.0, to.grad_sum, to.product,
-              static_cast<double>(context.args.count(client) * g.out_pixels()),
-              !context.args.training, g.channels, context.layout.padded_channels);
-    to.write_affine(plan.norms[index], norm, 1.0, g.channels);
+    close_norm(context, buffers, client, index, 1.0, to);
   }
 }
 

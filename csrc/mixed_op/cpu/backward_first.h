@@ -62,62 +62,90 @@ std::pair<PoolGradient<T>, PoolGradient<T>> pool_gradients(const MixedOpBackward
   return total;
 }
 
-// grad_x = base + relu'(x) * grad_in + sum of weight * grad_out (identities) + pools.
+// One row of one channel block of an image, what its input gradient is made of; null: nothing.
+template <class T>
+struct InputGradRow {
+  const T* pools;    // [column][lane]
+  const T* grad_in;  // [column][lane], gradient of relu(x)
+  const T* x;
+  const T* base;
+  ptrdiff_t pixel;  // the first one, in the image
+  T* to;
+};
+
+// to = pools + relu'(x) * grad_in + base + sum of weight * grad_out (identities).
+template <class T>
+METADNAS_INLINE inline void write_input_grad_row(const MixedOpBackward<T>& args,
+                                                 const Context<T>& context, int64_t client,
+                                                 const InputGradRow<T>& row,
+                                                 const PoolEdge<T>* edges, int lanes) {
+  constexpr int L = kLanes<T>;
+  const int count = static_cast<int>(context.plan.edges.size());
+  for (int w = 0; w < context.geometry.width; ++w) {
+    Vec<T> total = row.pools != nullptr ? load(row.pools + w * L) : Vec<T>{};
+    if (row.grad_in != nullptr) {
+      total += relu_grad(load_first(row.x + w * args.x.pitch, lanes), load(row.grad_in + w * L));
+    }
+    if (row.base != nullptr) total += load_first(row.base + w * args.base.pitch, lanes);
+    for (int e = 0; e < count; ++e) {
+      const int64_t identity = context.plan.edges[e].identity;
+      if (identity == kAbsent) continue;
+      total += context.weight(client, identity) *
+               load_first(edges[e].grad + (row.pixel + w) * edges[e].pitch, lanes);
+    }
+    store_first(row.to + w * args.grad_x.pitch, total, lanes);
+  }
+}
+
+template <class T>
+void write_input_grad_block(const MixedOpBackward<T>& args, const Context<T>& context,
+                            const BackwardBuffers<T>& buffers, const Task& task, int64_t image,
+                            int block, const InputScratch<T>& scratch) {
+  constexpr int L = kLanes<T>;
+  const Geometry& g = context.geometry;
+  const int live = context.layout.live(block);
+  const bool units = context.plan.first_half_units() > 0, pooled = context.plan.pools();
+  // The pointer to the block in a row's first pixel; null if the images are absent.
+  auto row_of = [&](const auto& images, ptrdiff_t pixel) {
+    return images.present()
+               ? context.image(images, task.client, image) + pixel * images.pitch + block * L
+               : nullptr;
+  };
+  const auto [max_grad, mean_grad] =
+      pool_gradients(args, context, buffers, task, image, block, scratch.pool_edges);
+  const PoolSources<T> sources{row_of(args.x, 0),
+                               args.x.pitch,
+                               live,
+                               max_grad,
+                               mean_grad,
+                               scratch.pool_edges,
+                               static_cast<int>(context.plan.edges.size())};
+  PoolInputGrad<T> pools{g, sources, PoolScratch<T>(g, scratch.pools)};
+  for (int h = 0; h < g.height; ++h) {
+    if (pooled) {
+      g.stride == 1 ? pools.template next<1>(h, scratch.pool_row)
+                    : pools.template next<2>(h, scratch.pool_row);
+    }
+    const ptrdiff_t pixel = static_cast<ptrdiff_t>(h) * g.width;
+    const InputGradRow<T> row{pooled ? scratch.pool_row : nullptr,
+                              units ? scratch.grad_in.at(block, h, 0) : nullptr,
+                              row_of(args.x, pixel),
+                              row_of(args.base, pixel),
+                              pixel,
+                              row_of(args.grad_x, pixel)};
+    live == L ? write_input_grad_row(args, context, task.client, row, scratch.pool_edges, L)
+              : write_input_grad_row(args, context, task.client, row, scratch.pool_edges, live);
+  }
+}
+
 template <class T>
 void write_input_grad(const MixedOpBackward<T>& args, const Context<T>& context,
                       const BackwardBuffers<T>& buffers, const Task& task, int64_t image,
                       const InputScratch<T>& scratch) {
-  constexpr int L = kLanes<T>;
   const Geometry& g = context.geometry;
-  const Plan& plan = context.plan;
-  const int edges = static_cast<int>(plan.edges.size());
-  const bool units = plan.first_half_units() > 0;
-  const PoolScratch<T> pool(g, scratch.pools);
-  if (plan.pools()) pool.clear(g);
+  if (context.plan.pools()) PoolScratch<T>(g, scratch.pools).clear(g);
   for (int block = 0; block < context.layout.blocks; ++block) {
-    const int live = context.layout.live(block);
-    const T* x = context.x_image(task.client, image) + block * L;
-    const auto [max_grad, mean_grad] =
-        pool_gradients(args, context, buffers, task, image, block, scratch.pool_edges);
-    const PoolSources<T> sources{x,         args.x.pitch,       live, max_grad,
-                                 mean_grad, scratch.pool_edges, edges};
-    int reduced = 0, gathered = 0;
-    auto pool_row = [&]<int S>(int h) {
-      for (; gathered <= last_reached<S>(h) && gathered < g.out_height; ++gathered) {
-        pool_gather_row(g, sources, gathered, reduced, pool);
-      }
-      pool_input_grad_row<S>(g, pool, max_grad.present, mean_grad.present, h, scratch.pool_row);
-    };
-    for (int h = 0; h < g.height; ++h) {
-      if (plan.pools()) {
-        g.stride == 1 ? pool_row.template operator()<1>(h) : pool_row.template operator()<2>(h);
-      }
-      const ptrdiff_t pixel = static_cast<ptrdiff_t>(h) * g.width;
-      const T* from = scratch.grad_in.at(block, h, 0);
-      T* to =
-          context.image(args.grad_x, task.client, image) + pixel * args.grad_x.pitch + block * L;
-      const T* base = args.base.present() ? context.image(args.base, task.client, image) +
-                                                pixel * args.base.pitch + block * L
-                                          : nullptr;
-      auto write = [&](int lanes) METADNAS_INLINE {
-        for (int w = 0; w < g.width; ++w) {
-          Vec<T> total = plan.pools() ? load(scratch.pool_row + w * L) : Vec<T>{};
-          if (units) {
-            total +=
-                relu_grad(load_first(x + (pixel + w) * args.x.pitch, lanes), load(from + w * L));
-          }
-          if (base != nullptr) total += load_first(base + w * args.base.pitch, lanes);
-          for (int e = 0; e < edges; ++e) {
-            if (plan.edges[e].identity == kAbsent) continue;
-            const PoolEdge<T>& edge = scratch.pool_edges[e];
-            total += context.weight(task.client, plan.edges[e].identity) *
-                     load_first(edge.grad + (pixel + w) * edge.pitch, lanes);
-          }
-          store_first(to + w * args.grad_x.pitch, total, lanes);
-        }
-      };
-      live == L ? write(L) : write(live);
-    }
+    write_input_grad_block(args, context, buffers, task, image, block, scratch);
   }
 }
 

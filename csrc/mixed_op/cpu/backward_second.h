@@ -81,7 +81,7 @@ void second_half_image(const MixedOpBackward<T>& args, const Context<T>& context
   const PackedUnit<T> packed = context.packed(task.client, index);
   const Images<const T>& grads = args.grad_out[unit.edge];
   const int blocks = context.layout.blocks;
-  pad_normalised_relu(context.layout, first_z, norm.mean, norm.scale, norm.beta, scratch.in);
+  pad_normalised_relu(context.layout, first_z, norm, scratch.in);
   unit_backward(
       context, unit, packed,
       UnitGradient<T>{buffers.gradient(context, task.client, unit.norm),

@@ -154,9 +154,9 @@ void backward_sums(const MixedOpBackward<T>& args, const Context<T>& context,
       const Unit& unit = context.plan.units[u];
       if (unit.kept != kAbsent || unit.intermediate()) continue;
       if (unit.source != kFromInput) {
-        const NormVectors<T> norm = context.norm(task.client, context.plan.units[unit.source].norm);
-        pad_normalised_relu(context.layout, remaker.result(task, image, unit.source), norm.mean,
-                            norm.scale, norm.beta, middle);
+        pad_normalised_relu(context.layout, remaker.result(task, image, unit.source),
+                            context.norm(task.client, context.plan.units[unit.source].norm),
+                            middle);
       }
       remade_sums(args, context, sums, task, image, u,
                   unit.source == kFromInput ? remaker.in : middle, remaker.strip, totals);

@@ -1,8 +1,8 @@
 // What all stages of one call share: packed weights, normalisation vectors, tasks, results.
 #pragma once
 
+#include "common/batch_norm.h"
 #include "common/parallel.h"
-#include "mixed_op/cpu/norm.h"
 #include "mixed_op/cpu/scratch.h"
 
 namespace metadnas::METADNAS_ISA {
@@ -110,9 +110,10 @@ class Context {
     return {layout.padded_channels, norms_ + (client * norms() + index) * size};
   }
   void fill_norm(int64_t client, int index) const {
+    const int64_t affine = plan.norms[index].affine;
     norm(client, index)
-        .fill(plan.norms[index], params(client), stats(client, index), geometry.channels,
-              layout.padded_channels, args.eps);
+        .fill(geometry.channels, stats(client, index),
+              affine == kAbsent ? nullptr : params(client) + affine, args.eps);
   }
 
   // Pointwise results: those kept, and for a forward pass room for the others.

@@ -18,9 +18,9 @@ void merge_statistics(const Context<T>& context, const ImageStatistics<T>& stati
     if (!wanted(norm)) return;
     if (context.args.training) {
       T* stats = context.stats(client, norm);
-      merge_images(statistics.at(client, 0, context.plan.norms[norm].partial),
-                   context.args.count(client), ImageStatistics<T>::row(context), g.out_pixels(),
-                   g.channels, stats, stats + g.channels);
+      const EvenCut images{context.args.count(client) * g.out_pixels(), g.out_pixels()};
+      merge_moments(images, statistics.at(client, 0, context.plan.norms[norm].partial),
+                    ImageStatistics<T>::row(context), g.channels, stats, stats + g.channels);
     }
     context.fill_norm(client, norm);
   });

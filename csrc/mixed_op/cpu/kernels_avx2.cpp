@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "mixed_op/cpu/isa.h"
+#include "mixed_op/cpu/kernels.h"
 #include "mixed_op/plan.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,12 +20,13 @@
 
 namespace metadnas {
 
-const CpuKernels& cpu_kernels_avx2() {
-  static const CpuKernels kernels{
+template <>
+const ElementKernels<MixedOpKernels>& mixed_op_kernels<Isa::kAvx2>() {
+  static const ElementKernels<MixedOpKernels> both{
       {avx2::mixed_op_forward<float>, avx2::mixed_op_backward<float>},
       {avx2::mixed_op_forward<double>, avx2::mixed_op_backward<double>},
   };
-  return kernels;
+  return both;
 }
 
 }  // namespace metadnas

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/parallel.h"
-#include "mixed_op/cpu/isa.h"
+#include "mixed_op/cpu/kernels.h"
 #include "mixed_op/plan.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,12 +18,13 @@
 
 namespace metadnas {
 
-const CpuKernels& cpu_kernels_baseline() {
-  static const CpuKernels kernels{
+template <>
+const ElementKernels<MixedOpKernels>& mixed_op_kernels<Isa::kBaseline>() {
+  static const ElementKernels<MixedOpKernels> both{
       {baseline::mixed_op_forward<float>, baseline::mixed_op_backward<float>},
       {baseline::mixed_op_forward<double>, baseline::mixed_op_backward<double>},
   };
-  return kernels;
+  return both;
 }
 
 }  // namespace metadnas

@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "mixed_op/cpu/inputs.h"
-#include "mixed_op/cpu/isa.h"
+#include "mixed_op/cpu/kernels.h"
 
 namespace metadnas {
 namespace {
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
   in.counts.zero_rest(out);
   with_element_type(x, [&]<class T>() {
     T* to = static_cast<T*>(out.mutable_data_ptr());
-    kernels_for<T>(in.geometry.channels)
+    mixed_op_kernels<T>(isa_for(in.geometry.channels, sizeof(T)))
         .forward({in.args<T>(stats, z, training, eps),
                   {{in.images(to, in.geometry.out_pixels()), false}}});
   });
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor we
   with_element_type(x, [&]<class T>() {
     T* to_x = static_cast<T*>(grad_x.mutable_data_ptr());
     T* to_params = static_cast<T*>(grad_params.mutable_data_ptr());
-    kernels_for<T>(in.geometry.channels)
+    mixed_op_kernels<T>(isa_for(in.geometry.channels, sizeof(T)))
         .backward({in.args<T>(own_stats, own_z, training, eps),
                    {in.images(grad.const_data_ptr<T>(), in.geometry.out_pixels())},
                    {},

@@ -260,4 +260,23 @@ void pool_input_grad_row(const Geometry& g, const PoolScratch<T>& scratch, bool 
   }
 }
 
+// The same for one input row after the other, from top to bottom: output rows are gathered as soon
+// as one of them reaches the row at hand.
+template <class T>
+struct PoolInputGrad {
+  const Geometry& g;
+  PoolSources<T> from;
+  PoolScratch<T> scratch;
+  int reduced = 0;   // input rows
+  int gathered = 0;  // output rows
+
+  template <int S>
+  void next(int h, T* to) {
+    for (; gathered <= last_reached<S>(h) && gathered < g.out_height; ++gathered) {
+      pool_gather_row(g, from, gathered, reduced, scratch);
+    }
+    pool_input_grad_row<S>(g, scratch, from.max_grad.present, from.mean_grad.present, h, to);
+  }
+};
+
 }  // namespace metadnas::METADNAS_ISA

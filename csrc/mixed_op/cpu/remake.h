@@ -13,21 +13,21 @@ struct Remaker {
   PaddedImage<T> in;
   T* z = nullptr;  // (H', W', C)
   T* strip = nullptr;
-  ShiftedSums<T>* sums = nullptr;
+  ChunkMoments<T>* sums = nullptr;
 
   explicit Remaker(const Context<T>& context)
       : context(context), in(context.layout.input_image()) {}
 
   size_t bytes() const {
     return static_cast<size_t>(in.size() + context.out_size() + strip_size()) * sizeof(T) +
-           static_cast<size_t>(context.layout.blocks) * sizeof(ShiftedSums<T>) + 4 * 64;
+           static_cast<size_t>(context.layout.blocks) * sizeof(ChunkMoments<T>) + 4 * 64;
   }
   void take(Arena& arena) {
     in.data = arena.take<T>(in.size());
     in.clear();
     z = arena.take<T>(context.out_size());
     strip = arena.take<T>(strip_size());
-    sums = arena.take<ShiftedSums<T>>(context.layout.blocks);
+    sums = arena.take<ChunkMoments<T>>(context.layout.blocks);
   }
 
   void read_input(const Task& task, int64_t image) const {

@@ -1,7 +1,7 @@
 // Blocked, zero-padded images: the layout convolutions work on.
 #pragma once
 
-#include "common/simd.h"
+#include "common/batch_norm.h"
 #include "mixed_op/cpu/args.h"
 
 namespace metadnas::METADNAS_ISA {
@@ -124,16 +124,16 @@ inline void pad_relu(const Layout<T>& layout, const T* x, int64_t pitch, const P
   }
 }
 
-// relu(scale * (z - mean) + shift) of one channels-last image, blocked; vectors are per channel.
+// relu(scale * (z - mean) + beta) of one channels-last image, blocked.
 template <class T>
-inline void pad_normalised_relu(const Layout<T>& layout, const T* z, const T* mean, const T* scale,
-                                const T* shift, const PaddedImage<T>& to) {
+inline void pad_normalised_relu(const Layout<T>& layout, const T* z, const NormVectors<T>& norm,
+                                const PaddedImage<T>& to) {
   const ptrdiff_t channels = layout.geometry.channels;
   for (int block = 0; block < layout.blocks; ++block) {
     const int live = layout.live(block);
-    const Vec<T> m = load(mean + block * kLanes<T>);
-    const Vec<T> a = load(scale + block * kLanes<T>);
-    const Vec<T> b = load(shift + block * kLanes<T>);
+    const Vec<T> m = load(norm.mean + block * kLanes<T>);
+    const Vec<T> a = norm.scale(block * kLanes<T>);
+    const Vec<T> b = load(norm.beta + block * kLanes<T>);
     for (int h = 0; h < to.height; ++h) {
       const T* from = z + h * to.width * channels + block * kLanes<T>;
       T* row = to.at(block, h, 0);

@@ -24,7 +24,7 @@ struct ImageStatistics {
     return data + (client * g.images + image) * row(context) + int64_t{partial} * 2 * g.channels;
   }
   void write(int64_t client, int64_t image, int partial, int block,
-             const ShiftedSums<T>& sums) const {
+             const ChunkMoments<T>& sums) const {
     double* to = at(client, image, partial) + block * kLanes<T>;
     sums.finish(context.geometry.out_pixels(), context.layout.live(block), to,
                 to + context.geometry.channels);
@@ -36,7 +36,7 @@ struct ForwardScratch {
   PaddedImage<T> in;
   T* strip;
   T* pool;
-  ShiftedSums<T>* sums;
+  ChunkMoments<T>* sums;
 
   ForwardScratch(const Context<T>& context, const PaddedImage<T>& image) : in(image) {
     const Layout<T>& l = context.layout;
@@ -44,11 +44,11 @@ struct ForwardScratch {
     const int64_t pool_size = PoolRow<T>::size(context.geometry);
     Arena& arena = worker_arena();
     arena.reset(static_cast<size_t>(in.size() + strip_size + pool_size) * sizeof(T) +
-                static_cast<size_t>(l.blocks) * sizeof(ShiftedSums<T>) + 4 * 64);
+                static_cast<size_t>(l.blocks) * sizeof(ChunkMoments<T>) + 4 * 64);
     in.data = arena.take<T>(in.size());
     strip = arena.take<T>(strip_size);
     pool = arena.take<T>(pool_size);
-    sums = arena.take<ShiftedSums<T>>(l.blocks);
+    sums = arena.take<ChunkMoments<T>>(l.blocks);
     in.clear();
   }
 };
@@ -75,7 +75,7 @@ void pool_statistics(const Context<T>& context, const Task& task, int64_t image,
   const Geometry& g = context.geometry;
   const T* x = context.x_image(task.client, image);
   for (int block = 0; block < context.layout.blocks; ++block) {
-    ShiftedSums<T> largest, mean;
+    ChunkMoments<T> largest, mean;
     for (int h = 0; h < g.out_height; ++h) {
       pool_row(g, x + block * L, context.args.x.pitch, context.layout.live(block), h, row);
       if (h == 0) {
@@ -134,8 +134,8 @@ void stage_b(const Context<T>& context, const Task& task, const ImageStatistics<
     const int first = context.plan.units[u].source;
     const NormVectors<T> norm = context.norm(task.client, context.plan.units[first].norm);
     for (int64_t image = task.begin; image < task.end; ++image) {
-      pad_normalised_relu(context.layout, context.z_image(first, task.client, image), norm.mean,
-                          norm.scale, norm.beta, scratch.in);
+      pad_normalised_relu(context.layout, context.z_image(first, task.client, image), norm,
+                          scratch.in);
       const Ahead<T> next{context.z_image(first, task.client, image + 1), context.out_row()};
       forward_unit(context, task, image, u, statistics, scratch, next);
     }

@@ -80,8 +80,7 @@ void stage_c(const MixedOpForward<T>& args, const Context<T>& context, const Tas
   EdgeSum<T>* sums = arena.take<EdgeSum<T>>(edges);
   auto scale_of = [&](int block) {
     return [&context, &task, block](int norm, int64_t weight) {
-      return load(context.norm(task.client, norm).scale + block * L) *
-             context.weight(task.client, weight);
+      return context.norm(task.client, norm).scale(block * L) * context.weight(task.client, weight);
     };
   };
   auto combine = [&](const EdgeSum<T>& sum, int h, int live) {

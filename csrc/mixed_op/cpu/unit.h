@@ -80,16 +80,16 @@ METADNAS_INLINE inline void unit_results(const Context<T>& context, const Unit& 
 // One unit on one image: z, and sums for its mean and M2 around a shift from the image itself.
 template <class T>
 void unit_forward(const Context<T>& context, const Unit& unit, const PackedUnit<T>& packed,
-                  const PaddedImage<T>& in, T* z, T* strip, ShiftedSums<T>* sums,
+                  const PaddedImage<T>& in, T* z, T* strip, ChunkMoments<T>* sums,
                   const Ahead<T>& ahead = {}) {
   constexpr int L = kLanes<T>;
   const ptrdiff_t channels = context.geometry.channels;
   const bool streaming = context.streaming;
-  for (int block = 0; block < context.layout.blocks; ++block) sums[block] = ShiftedSums<T>{};
+  for (int block = 0; block < context.layout.blocks; ++block) sums[block] = ChunkMoments<T>{};
   auto use = [&]<int MP>(int block, int p0, int valid, Vec<T>(&acc)[MP]) METADNAS_INLINE {
     const int live = context.layout.live(block);
     T* to = z + p0 * channels + block * L;
-    ShiftedSums<T>& total = sums[block];
+    ChunkMoments<T>& total = sums[block];
     if (p0 == 0) total.shift = acc[0];
     const Vec<T> shift = total.shift;
     Vec<T> s[2] = {}, q[2] = {};

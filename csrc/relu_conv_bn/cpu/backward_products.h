@@ -10,7 +10,7 @@ namespace metadnas::METADNAS_ISA::relu_conv_bn {
 // grad_z of one strip of one grid, [block][pixel][lane]; the pointers are at the grid's first
 // channel of the strip's first pixel.
 template <class T>
-void strip_grad_z(const Context<T>& context, const NormGradientCoefficients<T>& norm, int grid,
+void strip_grad_z(const Context<T>& context, const NormGradient<T>& norm, int grid,
                   const T* grad_out, const T* normal, int pixels, const StripScratch<T>& to) {
   constexpr int L = kLanes<T>;
   const Shape& shape = context.shape;

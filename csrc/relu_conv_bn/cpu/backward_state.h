@@ -8,8 +8,8 @@ namespace metadnas::METADNAS_ISA::relu_conv_bn {
 template <class T>
 struct BackwardState {
   PackedWeights<T> weights;  // packed if grad_x is wanted
-  T* norms;                  // per client: NormCoefficients
-  T* gradients;              // per client: NormGradientCoefficients
+  T* norms;                  // per client: NormVectors
+  T* gradients;              // per client: NormGradient
   double* sums;              // per chunk: [grad, grad * normal][channel]; then a row per client
   T* weight_grads;           // per chunk: [grid][grid blocks * lanes][in blocks * lanes]
 
@@ -17,9 +17,9 @@ struct BackwardState {
     return int64_t{context.shape.grids()} * context.grid_blocks() * context.in_blocks() *
            kLanes<T> * kLanes<T>;
   }
-  NormGradientCoefficients<T> gradient(const Context<T>& context, int64_t client) const {
-    const int channels = context.shape.out_channels;
-    return {channels, gradients + client * NormGradientCoefficients<T>::size(channels)};
+  NormGradient<T> gradient(const Context<T>& context, int64_t client) const {
+    const int row = context.norm_row();
+    return {row, gradients + client * NormGradient<T>::size(row)};
   }
 };
 
@@ -30,8 +30,8 @@ BackwardState<T> take_state(const Context<T>& context, const BackwardArgs<T>& ar
   BackwardState<T> state{PackedWeights<T>(shape, Direction::kBackward), nullptr, nullptr, nullptr,
                          nullptr};
   const int64_t chunks = shape.clients * context.most_chunks();
-  const int64_t norms = shape.clients * NormCoefficients<T>::size(channels);
-  const int64_t gradients = shape.clients * NormGradientCoefficients<T>::size(channels);
+  const int64_t norms = shape.clients * NormVectors<T>::size(context.norm_row());
+  const int64_t gradients = shape.clients * NormGradient<T>::size(context.norm_row());
   const int64_t sums = (chunks + shape.clients) * 2 * channels;
   const int64_t weights = args.grad_x ? state.weights.size() : 0;
   const int64_t grads = args.grad_params ? chunks * BackwardState<T>::weight_grad_size(context) : 0;

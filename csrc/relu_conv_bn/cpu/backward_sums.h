@@ -51,15 +51,13 @@ void close_sums(const Context<T>& context, const BackwardState<T>& state, int64_
       total[i] += rows[chunk * 2 * channels + i];
     }
   }
-  const NormCoefficients<T> norm = context.norm(state.norms, client);
+  const NormVectors<T> norm = context.norm(state.norms, client);
   context.fill_norm(client, norm);
+  const NormGradientSums sums{NormValues::kNormal, 1.0, total, total + channels};
   state.gradient(context, client)
-      .fill(channels, norm, context.args.training ? total : nullptr, cut.pixels);
-  if (grad_params == nullptr || !context.args.affine) return;
-  T* affine = grad_params + context.shape.weights();
-  for (int c = 0; c < channels; ++c) {
-    affine[c] = static_cast<T>(total[channels + c]);
-    affine[channels + c] = static_cast<T>(total[c]);
+      .fill(norm, sums, channels, context.args.training ? cut.pixels : 0);
+  if (grad_params != nullptr && context.args.affine) {
+    sums.write_affine(norm, channels, grad_params + context.shape.weights());
   }
 }
 

@@ -67,13 +67,14 @@ class Context {
     return (task.client * shape.images * shape.out_pixels() + task.begin) * shape.out_channels;
   }
 
-  void fill_norm(int64_t client, const NormCoefficients<T>& norm) const {
+  // A grid may begin at any channel: room for a vector there.
+  int norm_row() const { return (blocks_of<T>(shape.out_channels) + 1) * kLanes<T>; }
+  void fill_norm(int64_t client, const NormVectors<T>& norm) const {
     norm.fill(shape.out_channels, stats(client),
               args.affine ? params(client) + shape.weights() : nullptr, args.eps);
   }
-  NormCoefficients<T> norm(T* memory, int64_t client) const {
-    const int channels = shape.out_channels;
-    return {channels, memory + client * NormCoefficients<T>::size(channels)};
+  NormVectors<T> norm(T* memory, int64_t client) const {
+    return {norm_row(), memory + client * NormVectors<T>::size(norm_row())};
   }
 
  private:

@@ -57,7 +57,7 @@ void product_task(const Context<T>& context, const Task& task, const PackedWeigh
 
 // z of one task becomes normal in place, and out.
 template <class T>
-void normalise_task(const Context<T>& context, const Task& task, const NormCoefficients<T>& norm,
+void normalise_task(const Context<T>& context, const Task& task, const NormVectors<T>& norm,
                     T* normal, T* out) {
   constexpr int L = kLanes<T>;
   const int channels = context.shape.out_channels;
@@ -79,7 +79,7 @@ void forward(const ForwardArgs<T>& args) {
   const Shape& shape = context.shape;
   const int channels = shape.out_channels;
   PackedWeights<T> weights(shape, Direction::kForward);
-  const int64_t norm_size = shape.clients * NormCoefficients<T>::size(channels);
+  const int64_t norm_size = shape.clients * NormVectors<T>::size(context.norm_row());
   const int64_t partial_size = shape.clients * context.most_chunks() * 2 * channels;
   Arena& arena = call_arena();
   arena.reset(static_cast<size_t>(weights.size() + norm_size) * sizeof(T) +
@@ -96,7 +96,7 @@ void forward(const ForwardArgs<T>& args) {
     T* stats = context.stats(client);
     if (args.training) {
       merge_moments(context.cut(client), partial + client * context.most_chunks() * 2 * channels,
-                    channels, stats, stats + channels);
+                    int64_t{2} * channels, channels, stats, stats + channels);
     }
     context.fill_norm(client, context.norm(norms, client));
   });

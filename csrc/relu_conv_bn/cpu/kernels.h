@@ -16,4 +16,11 @@ const ElementKernels<Kernels>& kernels<Isa::kAvx2>();
 template <>
 const ElementKernels<Kernels>& kernels<Isa::kAvx512>();
 
+// Of one element type, chosen at run time.
+template <class T>
+const Kernels<T>& kernels(Isa isa) {
+  return with_isa(
+      isa, []<Isa chosen>() -> const Kernels<T>& { return kernels<chosen>().template of<T>(); });
+}
+
 }  // namespace metadnas::relu_conv_bn

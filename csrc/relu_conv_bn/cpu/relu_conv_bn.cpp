@@ -21,8 +21,7 @@ constexpr const char* kOp = "relu_conv_bn";
 
 template <class T>
 const Kernels<T>& kernels_for(const Shape& shape) {
-  return with_isa(isa_for(shape.grid_channels(), sizeof(T)),
-                  []<Isa isa>() -> const Kernels<T>& { return kernels<isa>().template of<T>(); });
+  return kernels<T>(isa_for(shape.grid_channels(), sizeof(T)));
 }
 
 Shape checked_shape(const Tensor& x, int64_t channels, int64_t stride) {

@@ -14,12 +14,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-template <class T>
-const Kernels<T>& own_kernels() {
-  return with_isa(widest_isa(),
-                  []<Isa isa>() -> const Kernels<T>& { return kernels<isa>().template of<T>(); });
-}
-
 std::vector<int64_t> shape_of(const Tensor& t) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
@@ -70,7 +64,7 @@ template <class T>
 std::vector<double> clip_scales(const Rows<T>& rows, double limit) {
   std::vector<double> scales(static_cast<size_t>(rows.count), 1);
   if (!(limit > 0)) return scales;
-  own_kernels<T>().square_sums(rows.grad, rows.count, rows.width, scales.data());
+  kernels<T>(widest_isa()).square_sums(rows.grad, rows.count, rows.width, scales.data());
   for (double& scale : scales) {
     const double wanted = limit / (std::sqrt(scale) + 1e-6);
     scale = wanted > 1 ? 1 : wanted;  // NaN stays NaN
@@ -104,7 +98,8 @@ void adam_rows(Tensor rows, Tensor grad, Tensor mean, Tensor square, Tensor step
       own.push_back({scales[static_cast<size_t>(r)], lr / (1 - std::pow(beta1, t)),
                      1 / std::sqrt(1 - std::pow(beta2, t))});
     }
-    own_kernels<T>().adam({shared, data<T>(mean), data<T>(square), beta1, beta2, eps, own.data()});
+    kernels<T>(widest_isa())
+        .adam({shared, data<T>(mean), data<T>(square), beta1, beta2, eps, own.data()});
   });
 }
 
@@ -121,7 +116,7 @@ void sgd_rows(Tensor rows, Tensor grad, Tensor velocity, std::vector<double> rat
     const std::vector<double> scales = clip_scales(shared, clip);
     std::vector<SgdRow> own;
     for (size_t r = 0; r < rates.size(); ++r) own.push_back({scales[r], rates[r]});
-    own_kernels<T>().sgd({shared, data<T>(velocity), momentum, own.data()});
+    kernels<T>(widest_isa()).sgd({shared, data<T>(velocity), momentum, own.data()});
   });
 }
 
