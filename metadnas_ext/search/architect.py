@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,6 @@ from metadnas_ext.search.optimizers import RowAdam, RowOptimizer
 from metadnas_ext.search.relaxations import SOFTMAX, Mixing, Relaxation
 from metadnas_ext.search.training import Evaluation, Pass, check_finite, weight_pass
 from metadnas_ext.space import CostTable
-
-EPSILON = 0.01  # length of the step along the vector of a Hessian-vector product, as in DARTS
 
 
 class Architect(ABC):
@@ -136,7 +135,12 @@ class Unrolled(Architect):
     ∇_α L_val - ξ [∇_α L_train(w + εv) - ∇_α L_train(w - εv)] / 2ε, ε = 0.01 / |v| of each client.
     The virtual step, on the batch that w moves on next, has w's rate, momentum and weight decay as
     in DARTS (see `RowOptimizer.unrolled`). Three more passes a step than first order.
+
+    Where a ReLU has its kink between w - εv and w + εv, the difference holds the jump of the
+    gradient there, which automatic differentiation would leave out.
     """
+
+    step_length: ClassVar[float] = 0.01  # |εv|
 
     def before(
         self,
@@ -168,7 +172,7 @@ class Unrolled(Architect):
             entropies = self._entropies(theta, mixing, train)
             return torch.autograd.grad(entropies.sum(), alpha)[0]
 
-        epsilon = (EPSILON / norms(vector)).to(theta.dtype)  # (k)
+        epsilon = (self.step_length / norms(vector)).to(theta.dtype)  # (k)
         shift = epsilon[:, None] * vector
         mixed = (slope(theta + shift) - slope(theta - shift)) * per_client(0.5 / epsilon, grad)
         self._move(cohort, rows, losses, grad - per_client(rates, grad) * mixed, mixing)

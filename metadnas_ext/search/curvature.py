@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metadnas_ext.data import ImageStore
 from metadnas_ext.nn import NetworkPlan
-from metadnas_ext.search.architect import EPSILON, norms, per_client, validation_gradient
+from metadnas_ext.search.architect import norms, per_client, validation_gradient
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.relaxations import Relaxation
 from metadnas_ext.seeding import generator
@@ -24,6 +24,7 @@ def alpha_hessian_eigenvalue(
     where: str,
     seed: int = 0,
     *,
+    epsilon: float = 0.01,
     iterations: int = 20,
     tolerance: float = 0.01,
 ) -> Tensor:
@@ -31,11 +32,12 @@ def alpha_hessian_eigenvalue(
 
     Zela et al., "Understanding and robustifying DARTS" (ICLR 2020): where it grows, what α chooses
     gets worse when discretised. L_val is the cross-entropy on all validation data, with the
-    cohort's w and running statistics and the relaxation at rest. Power iteration from a random
-    start keyed by `seed`; Hessian-vector products are central differences of gradients. A client
-    stops when its estimate changes by less than `tolerance` of itself; twice as many passes over
-    the validation data as `iterations` at most, or four times if the eigenvalue of largest
-    magnitude is negative.
+    cohort's w and running statistics and the relaxation at rest. Lanczos' method, which finds it
+    also beside negative ones of larger magnitude, from a random start keyed by `seed`.
+    Hessian-vector products are central differences of gradients over 2 `epsilon`, about what α
+    moves in a step, which averages over the kinks of ReLUs within; each takes two passes over the
+    validation data. A client stops after `iterations` of them, or when its approximate eigenvector
+    is off by less than `tolerance` of the eigenvalue.
 
     Raises DivergenceError, naming `where` and the client, if a loss is not finite.
     """
@@ -46,44 +48,55 @@ def alpha_hessian_eigenvalue(
         grad, _ = validation_gradient(plan, cohort, at, relaxation, store, batch_size, where)
         return grad.double()
 
-    def product(vector: Tensor) -> Tensor:
-        """Hessian times unit vectors (G, 2, E, O)."""
-        shift = (EPSILON * vector).to(alpha.dtype)
-        return (gradient(alpha + shift) - gradient(alpha - shift)) / (2 * EPSILON)
+    def product(vectors: Tensor) -> Tensor:
+        """Hessian of each client times its unit vector: (G, D) -> (G, D)."""
+        shift = (epsilon * vectors).to(alpha.dtype).view_as(alpha)
+        return (gradient(alpha + shift) - gradient(alpha - shift)).flatten(1) / (2 * epsilon)
 
-    rng = generator(seed, "power iteration")
-    start = torch.randn(alpha.shape[1:], generator=rng, dtype=torch.float64).expand_as(alpha)
-    dominant = _power_iteration(product, start, iterations, tolerance)
-    if bool((dominant >= 0).all()):
-        return dominant
-    # Moved up by the magnitude of the most negative one, the largest eigenvalue is dominant.
-    moved = dominant.clamp(max=0).neg()
-
-    def moved_product(vector: Tensor) -> Tensor:
-        return product(vector) + per_client(moved, vector) * vector
-
-    largest = _power_iteration(moved_product, start, iterations, tolerance) - moved
-    return torch.where(dominant < 0, largest, dominant)
+    rng = generator(seed, "hessian")
+    start = torch.randn(alpha[0].numel(), generator=rng, dtype=torch.float64)
+    return _largest_eigenvalue(product, start.expand(len(alpha), -1), iterations, tolerance)
 
 
-def _power_iteration(
+def _largest_eigenvalue(
     product: Callable[[Tensor], Tensor], start: Tensor, iterations: int, tolerance: float
 ) -> Tensor:
-    """Rayleigh quotients (G) of the dominant eigenvectors, clients frozen as they converge."""
-    vector = _unit(start)
-    value = torch.full((len(start),), torch.inf, dtype=torch.float64)
-    done = torch.zeros(len(start), dtype=torch.bool)
+    """Of each client's symmetric operator, on the Krylov space of its start (G, D): (G).
+
+    A client is frozen as it converges: its result is that of running alone.
+    """
+    clients = len(start)
+    basis = _unit(start)[:, None]  # (G, k, D), orthonormal
+    images = basis[:, :0]  # what the operator makes of it
+    value = torch.zeros(clients, dtype=torch.float64)
+    done = [False] * clients
     for _ in range(iterations):
-        image = product(vector)
-        pairs = zip(vector, image, strict=True)
-        quotient = torch.stack([torch.dot(v.flatten(), h.flatten()) for v, h in pairs])
-        settled = (quotient - value).abs() <= tolerance * quotient.abs()
-        value = torch.where(done, value, quotient)
-        done |= settled
-        if bool(done.all()):
+        image = product(basis[:, -1])
+        images = torch.cat([images, image[:, None]], 1)
+        for g in range(clients):
+            if not done[g]:
+                value[g], residual = _ritz(basis[g], images[g])
+                done[g] = residual <= tolerance * float(value[g].abs())
+        if all(done):
             break
-        vector = _unit(image)
+        rests = [_orthogonal(vectors, v) for vectors, v in zip(basis, image, strict=True)]
+        basis = torch.cat([basis, _unit(torch.stack(rests))[:, None]], 1)
     return value
+
+
+def _ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, float]:
+    """Largest eigenvalue of an operator on a subspace (k, D), and by how much it misses there."""
+    projected = basis @ images.T  # (k, k); differences are symmetric only nearly
+    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+    vector = vectors[:, -1]
+    return values[-1], float((vector @ images - values[-1] * (vector @ basis)).norm())
+
+
+def _orthogonal(basis: Tensor, vector: Tensor) -> Tensor:
+    """What of a vector (D) is not in the space of `basis` (k, D); twice, against rounding."""
+    for _ in range(2):
+        vector = vector - basis.T @ (basis @ vector)
+    return vector
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def test_grouping_and_resuming_change_nothing(name: str) -> None:
 
 
 def test_variants_change_the_search() -> None:
-    """Each key reaches the clients: no two settings give the same α of the server."""
+    """Each key reaches the clients: no two settings give the same weights."""
     settings: list[dict[str, Any]] = [
         {},
         {"client__order": "second"},
@@ -89,13 +89,13 @@ def test_variants_change_the_search() -> None:
         {"client__temperature": 3.0},
         {"client__temperature": 3.0, "client__final_temperature": 0.5},
     ]
-    alphas = []
+    weights: list[Tensor] = []
     for changes in settings:
         method = MetaDNAS(tiny_federation(**changes))
         method.round(0)
-        alphas.append(method.server.theta)
-    for i, one in enumerate(alphas):
-        for other in alphas[:i]:
+        weights.append(method.server.theta)
+    for i, one in enumerate(weights):
+        for other in weights[:i]:
             assert not torch.equal(one, other)
 
 

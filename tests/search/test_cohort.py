@@ -192,3 +192,41 @@ def test_double_precision_on_request() -> None:
     assert not torch.equal(double, x.double())  # computed, not cast
     (batch,) = passes(digits(), clients, "val", SIZE, torch.float64)
     assert batch.x.dtype == torch.float64
+
+
+def test_clients_with_short_epochs_are_past_their_first_ones_before_others() -> None:
+    """4, 3, 1 and 1 steps an epoch: who is within the first two epochs is always a prefix."""
+    batches = train_batches(ordered(splits(), SIZE), epochs=3)
+    assert [batches.within(step, 2) for step in range(9)] == [4, 4, 2, 2, 2, 2, 1, 1, 0]
+    assert [batches.within(step, 3) for step in range(13)] == [batches.active(s) for s in range(13)]
+    assert batches.within(0, 0) == 0
+    assert batches.progress(0).tolist() == [0, 0, 0, 0]
+    assert batches.progress(3).tolist() == pytest.approx([3 / 12, 3 / 9])
+
+
+def test_validation_batches_of_later_clients_alone() -> None:
+    """As if the first ones were not there."""
+    clients = ordered(splits(), SIZE)
+    whole, part = train_batches(clients), train_batches(clients)
+    for _ in range(3):
+        everyone, some = whole.val(4), part.val(4, 2)
+        assert torch.equal(everyone.rows(slice(2, 4)).x, some.x)
+        assert torch.equal(everyone.labels[2:], some.labels)
+        assert torch.equal(everyone.sizes[2:], some.sizes)
+
+
+def test_generators_are_keyed_by_step_purpose_and_client() -> None:
+    """Fresh ones at every call, in any cohort."""
+    clients = ordered(splits(), SIZE)
+    batches, alone = train_batches(clients), train_batches(clients[2:3])
+
+    def drawn(rngs: list[torch.Generator]) -> list[int]:
+        return [int(torch.randint(2**62, (), generator=rng)) for rng in rngs]
+
+    first = drawn(batches.generators(5, "a", slice(0, 4)))
+    assert drawn(batches.generators(5, "a", slice(0, 4))) == first
+    assert drawn(alone.generators(5, "a", slice(0, 1))) == first[2:3]
+    assert drawn(batches.generators(5, "a", slice(1, 3))) == first[1:3]
+    others = drawn(batches.generators(6, "a", slice(0, 4)))
+    others += drawn(batches.generators(5, "b", slice(0, 4)))
+    assert len({*first, *others}) == 12

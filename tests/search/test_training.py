@@ -138,6 +138,8 @@ def test_a_loss_that_is_not_finite_names_phase_and_client(value: float) -> None:
     with pytest.raises(DivergenceError, match=r"round 7: the loss of client 0 is"):
         check_finite(losses, cohort, "round 7")
     check_finite(torch.tensor([1.0, -3.0, 0.0]), cohort, "round 7")
+    with pytest.raises(DivergenceError, match=r"round 7: the alpha of client 1 is nan"):
+        check_finite(torch.tensor([1.0, float("nan")]), cohort, "round 7", "alpha", first=1)
 
 
 @pytest.mark.parametrize("broken", list(PARTS))
