@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,11 +18,15 @@ from metadnas_ext.space import Genotype, genotype_cost
 
 @dataclass(frozen=True)
 class Trained:
-    """One client's discrete network after training: val and test are accuracies in 0..1."""
+    """One client's discrete network after training: val and test are accuracies in 0..1.
+
+    `weights` are its parameters and running statistics by name.
+    """
 
     genotype: Genotype
     val: float
     test: float
+    weights: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 def inherit(
@@ -60,7 +64,10 @@ def finetune(
         val = evaluate(plan, cohort, federation.store, "val", size, key)
         test = evaluate(plan, cohort, federation.store, "test", size, key)
         for row, client in enumerate(cohort.clients):
-            results[client] = Trained(genotype, float(val.accuracy[row]), float(test.accuracy[row]))
+            weights = plan.parameters.views(cohort.theta[row])
+            weights |= plan.running.views(cohort.running[row])
+            accuracies = float(val.accuracy[row]), float(test.accuracy[row])
+            results[client] = Trained(genotype, *accuracies, weights)
     return results
 
 
@@ -102,6 +109,7 @@ def client_result(
         unit=federation.costs.unit,
         kept=kept,
         genotype=trained.genotype.to_json(),
+        weights=trained.weights,
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from metadnas_ext.errors import RunError
 from metadnas_ext.report import fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kept = Literal["personal", "meta", "fixed"]
 """Which architecture the client ended with: its own, the server's or one not searched."""
@@ -19,7 +22,10 @@ BUDGET_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ClientResult:
-    """Outcome of one client. Accuracies are in 0..1; NaN marks a figure that was not measured."""
+    """Outcome of one client. Accuracies are in 0..1; NaN marks a figure that was not measured.
+
+    None: the method has no such figure, or the run is older than it.
+    """
 
     client: int
     seen: bool
@@ -31,7 +37,19 @@ class ClientResult:
     budget: float | None
     unit: str
     kept: Kept
+    weights: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+    """Parameters and running statistics by name, on their way to `models/`; not in the JSON."""
     genotype: dict[str, Any] | None = None
+    supernet_accuracy: float | None = None
+    """On the test part, of the client's searched supernet: before discretisation."""
+    discrete_accuracy: float | None = None
+    """On the test part, of the network kept, with inherited weights, before fine-tuning."""
+    expected_cost: float | None = None
+    """What the searched mixture promised, beside `cost`, what its architecture has; in `unit`."""
+    steps: int | None = None
+    """Optimiser steps on w from the state the server sent to the network kept."""
+    adaptation: dict[str, float] | None = None
+    """Test accuracy by the number of those steps; behind the last one, that of the end."""
 
     @property
     def over_budget(self) -> bool:
@@ -61,6 +79,11 @@ class ClientResult:
             unit=fields.text(record, "unit"),
             kept=cast(Kept, kept),
             genotype=None if genotype is None else fields.mapping(genotype, "'genotype'"),
+            supernet_accuracy=_finite(fields.fraction(record, "supernet_accuracy")),
+            discrete_accuracy=_finite(fields.fraction(record, "discrete_accuracy")),
+            expected_cost=_finite(fields.number(record, "expected_cost")),
+            steps=None if record.get("steps") is None else fields.integer(record, "steps"),
+            adaptation=_adaptation(record),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +100,22 @@ class ClientResult:
             "unit": self.unit,
             "kept": self.kept,
             "genotype": self.genotype,
+            "supernet_accuracy": _finite(self.supernet_accuracy),
+            "discrete_accuracy": _finite(self.discrete_accuracy),
+            "expected_cost": _finite(self.expected_cost),
+            "steps": self.steps,
+            "adaptation": self.adaptation,
         }
+
+
+def _adaptation(record: Mapping[str, Any]) -> dict[str, float] | None:
+    if record.get("adaptation") is None:
+        return None
+    curve = fields.mapping(record["adaptation"], "'adaptation'")
+    wrong = [step for step in curve if not step.isdecimal()]
+    if wrong:
+        raise RunError(f"'adaptation' must have numbers of steps as keys, got {wrong[0]!r}")
+    return {step: fields.fraction(curve, step) for step in curve}
 
 
 def _finite(value: float | None) -> float | None:

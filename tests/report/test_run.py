@@ -137,6 +137,45 @@ def test_client_result_survives_json(make):
     assert ClientResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
+SEARCHED = {
+    "supernet_accuracy": 0.8,
+    "discrete_accuracy": 0.5,
+    "expected_cost": 1.3e6,
+    "steps": 12,
+    "adaptation": {"0": 0.1, "10": 0.75},
+}
+
+
+def test_client_result_with_the_stages_of_its_search(make):
+    record = make.result(**SEARCHED)
+    result = ClientResult.from_json(json.loads(json.dumps(record)))
+    assert result.to_json() == record
+    assert result.adaptation == {"0": 0.1, "10": 0.75}
+
+
+def test_client_result_of_an_older_version(make):
+    """Without the keys that came later."""
+    record = make.result()
+    for key in SEARCHED:
+        del record[key]
+    assert ClientResult.from_json(record) == ClientResult.from_json(make.result())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"supernet_accuracy": 80}, "'supernet_accuracy' must be between 0 and 1"),
+        ({"steps": 1.5}, "'steps' must be an integer"),
+        ({"adaptation": [0.1]}, "'adaptation' must be a JSON object"),
+        ({"adaptation": {"soon": 0.1}}, "numbers of steps as keys, got 'soon'"),
+        ({"adaptation": {"5": 51}}, "'5' must be between 0 and 1"),
+    ],
+)
+def test_client_result_with_a_wrong_stage(changes, message, make):
+    with pytest.raises(RunError, match=message):
+        ClientResult.from_json(make.result(**changes))
+
+
 def test_client_result_without_accuracy(make):
     result = ClientResult.from_json(make.result(accuracy=None, genotype=None))
     assert math.isnan(result.test_accuracy)
