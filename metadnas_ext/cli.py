@@ -205,7 +205,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Run folders of one configuration, or the folder of all seeds."
+            metavar="RUN", help="Run folders of one configuration, or the folder of all seeds."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report.")] = None,
@@ -213,8 +213,9 @@ def report(
 ) -> None:
     """Write a report: one HTML page, and Markdown with pictures.
 
-    Curves, client bars, cells and tables of a run, or of several seeds combined; the table of
-    methods also as CSV and JSON.
+    Curves, client bars, cells and tables of a run, or of several seeds combined.
+
+    The table of methods also as CSV and JSON.
     """
     with _friendly():
         from metadnas_ext.report.build import build_report

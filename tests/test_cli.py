@@ -77,8 +77,8 @@ def assert_prints(output: str, percentage: float) -> None:
         ([], ["search", "compare", "report", "info"]),
         (["search"], ["--dataset", "--budget", "--resume", "--set", "--preset", "few minutes"]),
         (["compare"], ["--dataset", "--methods", "--resume", "--seeds", "--target", "Table 1"]),
-        (["report"], ["RUN...", "--out", "--target", "Markdown", "HTML"]),
-        (["export"], ["RUN", "CLIENT", "--format", "--method", "--out"]),
+        (["report"], ["RUN", "--out", "--target", "Markdown", "HTML"]),
+        (["export"], ["run", "client", "--format", "--method", "--out"]),
         (["info"], ["installation"]),
     ],
 )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from metadnas_ext.errors import RunError
 from metadnas_ext.report.cells import genotype_figure
-from metadnas_ext.report.comparison import BASELINE, Comparison, compare
+from metadnas_ext.report.comparison import BASELINE, OWN, Comparison, compare
 from metadnas_ext.report.names import method_name, percent
 from metadnas_ext.report.plots import (
     Panel,
@@ -39,13 +39,15 @@ NOTES = (
     "Test accuracy over clients, once, at the end: mean (± standard deviation over seeds), "
     "population standard deviation, mean of the worst 10 % of clients, mean of the clients that "
     "took no part in training. With several seeds, each figure is the mean over seeds.",
-    f"Harmed: clients with a lower accuracy than under {method_name(BASELINE)}. Gain: mean over "
-    "clients of the difference to the method of that row, in points, with its paired 95 % "
-    "bootstrap interval (BCa, clients drawn within seeds).",
+    f"Harmed: clients with a lower accuracy than under {method_name(BASELINE)}. Gain: how "
+    f"much more accurate {method_name(OWN)} (without it, the first method) is than the method of "
+    "that row, in points: mean over clients, with its paired 95 % bootstrap interval (BCa, clients "
+    "drawn within seeds).",
     "Time is that of search, rounds and personalisation; traffic is of all rounds, and of one. "
     "Rounds to a validation accuracy, without a given one the highest that every method reaches. "
-    "Over: clients whose network costs more than their budget. Epochs to match: local epochs of "
-    "adaptation until clients are as accurate as that method's at its end.",
+    "Over: clients whose network costs more than their budget. Epochs to match: "
+    "local epochs after which its clients, where their adaptation was followed, are as accurate as "
+    "that method's at its end.",
 )
 
 

@@ -82,7 +82,7 @@ def client_rows(content: Content) -> tuple[list[Column], list[list[Cell]]]:
         Column("client", "client"),
         Column("group", "group", numeric=False),
         Column("accuracy", "test %"),
-        *([Column("gain", f"to {method_name(BASELINE)}")] if compared else []),
+        *([Column("gain", f"vs {method_name(BASELINE)}")] if compared else []),
         Column("val", "val %"),
         Column("train", "train"),
         Column("test", "test"),

@@ -90,6 +90,7 @@ def curves_figure(study: Study, panels: Sequence[Panel]) -> Figure:
         ax.set_xlabel("round", fontsize=8)
         ax.set_ylabel(panel.ylabel, fontsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.ticklabel_format(axis="y", useOffset=False)
         if panel.costs:
             ax.yaxis.set_major_formatter(EngFormatter())
             ax.set_ylabel(f"cost ({_unit(study)})" if _unit(study) else "cost", fontsize=8)
@@ -186,10 +187,10 @@ def _bars(ax: Axes, results: Sequence[tuple[int, ClientResult]], colour: str) ->
     ax.set_ylim(0, 109)
     ax.set_yticks(range(0, 101, 20))
     ax.set_ylabel("test accuracy (%)", fontsize=8)
-    if len(results) <= _FEW_CLIENTS:
-        several = len({seed for seed, _ in results}) > 1
+    several = len({seed for seed, _ in results}) > 1
+    if len(results) <= (_FEW_CLIENTS // 2 if several else _FEW_CLIENTS):
         names = [f"{r.client}/{seed}" if several else str(r.client) for seed, r in results]
-        ax.set_xticks(range(len(results)), names, fontsize=5 if several else 6.5)
+        ax.set_xticks(range(len(results)), names, fontsize=6.5)
         ax.set_xlabel("client/seed" if several else "client", fontsize=8)
     else:
         ax.set_xticks([])

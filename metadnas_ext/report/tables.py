@@ -116,16 +116,16 @@ def accuracy_grid(comparison: Comparison) -> Grid:
         if math.isfinite(row.gain):
             gain = f"{_points(row.gain)} [{_points(row.gain_low)}, {_points(row.gain_high)}]"
         rows.append((*cells, gain))
-    return Grid((*headers, f"gain of {method_name(comparison.reference)}, 95 %"), tuple(rows))
+    return Grid((*headers, "gain, 95 %"), tuple(rows))
 
 
 def cost_grid(comparison: Comparison) -> Grid:
     """One row a method: cost of the networks, violations, time, traffic, speed of learning."""
-    headers = ("method", "mean cost", "over", "time", "up", "down", "up a round", "down a round")
+    headers = ("method", "mean cost", "over", "time", "up", "down", "up/round", "down/round")
     target = "rounds to target"
     if math.isfinite(comparison.target):
         target = f"rounds to {percent(comparison.target, 1)} %"
-    match = f"epochs of {method_name(comparison.reference)} to match"
+    matched = any(math.isfinite(row.epochs_to_match) for row in comparison.rows)
     rows = []
     for row in comparison.rows:
         rounds = number(row.rounds_to_target)
@@ -134,8 +134,8 @@ def cost_grid(comparison: Comparison) -> Grid:
         cells = [method_name(row.method), quantity(row.mean_cost, row.unit), str(row.violations)]
         traffic = (row.bytes_up, row.bytes_down, row.bytes_up_round, row.bytes_down_round)
         cells += [duration(row.seconds), *map(byte_count, traffic)]
-        rows.append((*cells, rounds, number(row.epochs_to_match)))
-    return Grid((*headers, target, match), tuple(rows))
+        rows.append((*cells, rounds, *([number(row.epochs_to_match)] if matched else [])))
+    return Grid((*headers, target, *(["epochs to match"] if matched else [])), tuple(rows))
 
 
 def client_table(results: Sequence[ClientResult], title: str | None = None) -> Table:

@@ -48,7 +48,7 @@ def test_report_of_an_ended_run(compare_run):
         r"\| FedAvg \| 64\.00 .*\| \+13\.50 \[\+1[123]\.\d\d, \+1[345]\.\d\d\] \|", page
     )
     assert "rounds to 84.0 %" in page
-    assert "| 2.00 kB | 5 | – |" in page
+    assert "| 2.00 kB | 5 |" in page
     tables = (out / "comparison.md").read_text(encoding="utf-8")
     assert tables in page
     assert "105.0 % (over)" in page
