@@ -6,10 +6,10 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,10 @@ from rich.console import Console
 from metadnas_ext.config import Config, load_file
 from metadnas_ext.errors import ConfigError, MetadnasError
 from metadnas_ext.presets import PRESETS
+
+if TYPE_CHECKING:
+    from metadnas_ext.federated.federation import Federation
+    from metadnas_ext.federated.runner import Observer
 
 app = typer.Typer(
     help="Federated differentiable architecture search: every client gets its own network, "
@@ -70,6 +74,16 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/<command>-<dataset>-<n>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Log scalars for TensorBoard in the run folder.")
+]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        help="Validation accuracy (0 to 1) to count rounds to; default: the highest that every "
+        "method reaches."
+    ),
+]
 
 KEYS = {
     "dataset": "data.dataset",
@@ -102,6 +116,7 @@ class Request:
     assignments: list[str]
     out: Path | None
     resume: bool
+    tensorboard: bool
 
 
 def _shared_options(
@@ -127,11 +142,12 @@ def _shared_options(
     set_: Set = None,
     out: Out = None,
     resume: Resume = False,
+    tensorboard: TensorBoard = False,
 ) -> Request:
     """The options of search and compare."""
     flags = {KEYS[name]: value for name, value in locals().items() if name in KEYS}
     given = {key: value for key, value in flags.items() if value is not None}
-    return Request(given, preset, config, set_ or [], out, resume)
+    return Request(given, preset, config, set_ or [], out, resume, tensorboard)
 
 
 def _with_shared_options(body: Callable[..., None]) -> Callable[..., None]:
@@ -171,26 +187,71 @@ def compare(
             help="Comma-separated, or all; default meta_dnas,fedavg,fedavg_ft,darts (Table 1)."
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: a run for each seed, below --out, and one table."),
+    ] = None,
+    target: Target = None,
 ) -> None:
     """Compare Meta-DNAS with its rivals on the same clients, as the paper's Table 1.
 
     Further rivals: fedavg_head, local_only, per_fedavg, ditto, shared_alpha, random.
+
+    Prints the table and writes it to --out as comparison.csv, .json and .md. Runs made one by one
+    are combined by `metadnas report RUN RUN ...`.
     """
     names = None if methods is None else [name.strip() for name in methods.split(",")]
-    _run("compare", names, request)
+    _run("compare", names, request, seeds, target)
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Run folders of one configuration, or the folder of all seeds."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report.")] = None,
+    target: Target = None,
 ) -> None:
-    """Draw a run's curves, client bars and cells, and write its tables as Markdown."""
+    """Write a report: one HTML page, and Markdown with pictures.
+
+    Curves, client bars, cells and tables of a run, or of several seeds combined.
+
+    The table of methods also as CSV and JSON.
+    """
     with _friendly():
         from metadnas_ext.report.build import build_report
+        from metadnas_ext.report.study import load_study
 
-        for path in build_report(run, out):
+        if out is None and len(runs) > 1:
+            raise ConfigError("a report of several runs needs --out, the folder to write it to")
+        for path in build_report(load_study(*runs), out or runs[0] / "report", target):
             console.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    client: Annotated[int, typer.Argument(help="Whose network.")],
+    method: Annotated[str, typer.Option(help="The method it ended with.")] = "meta_dnas",
+    format_: Annotated[
+        str, typer.Option("--format", help="torch (a torch.export program) or onnx.")
+    ] = "torch",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; default METHOD-client-CLIENT.pt2 or .onnx.")
+    ] = None,
+) -> None:
+    """Write a client's final network for programs without this package."""
+    with _friendly():
+        from metadnas_ext import models
+        from metadnas_ext.export import SUFFIXES, export_model
+
+        net, card = models.load(models.find(run, client, method))
+        target = out or Path(f"{method}-client-{client}{SUFFIXES.get(format_, '')}")
+        path = export_model(net, card, target, format_)
+        console.print(path, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -277,52 +338,137 @@ def main() -> None:
     app()
 
 
-def _run(command: str, wanted: list[str] | None, request: Request) -> None:
+def _run(
+    command: str,
+    wanted: list[str] | None,
+    request: Request,
+    seeds: str | None = None,
+    target: float | None = None,
+) -> None:
     # Heavy imports here, so that --help and typing errors answer at once.
     import torch
 
     from metadnas_ext.federated import runner
     from metadnas_ext.federated.federation import Federation
-    from metadnas_ext.progress import Display
 
     with _friendly():
-        out, config, methods = _settled(command, wanted, request)
+        out, configs, methods = _settled(command, wanted, request, seeds, target)
         # Sums in PyTorch's own products depend on the number of threads: a run keeps its number.
-        threads = config.run.threads or torch.get_num_threads()
-        config = config.updated({"run.threads": threads})
+        threads = configs[0][1].run.threads or torch.get_num_threads()
+        runs = [(f, config.updated({"run.threads": threads})) for f, config in configs]
         torch.set_num_threads(threads)
-        federation = Federation.build(config)
+        # All of them before anything is written; the first is built last and goes on.
+        for _, config in reversed(runs if not request.resume else runs[:1]):
+            federation = Federation.build(config)
         if not request.resume:
-            runner.create_run(out, config, methods)
-        with _resumable(out, command), Display(console, federation, out) as display:
-            run = runner.Runner(federation, methods, out, display)
-            results = run.run()
-        display.summarise(results, run.seconds(), run.traffic())
+            for folder, config in runs:
+                runner.create_run(folder, config, methods)
+        with _resumable(out, command):
+            for number, (folder, config) in enumerate(runs):
+                if number:
+                    federation = Federation.build(config)
+                _run_one(folder, federation, methods, request.tensorboard)
+        _conclude(command, out, target)
+
+
+def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboard: bool) -> None:
+    """One run to its end, shown on the terminal and, if asked, to TensorBoard."""
+    from metadnas_ext.federated.runner import Runner
+    from metadnas_ext.observers import Observers, TensorBoardLog
+    from metadnas_ext.progress import Display
+
+    with ExitStack() as stack:
+        observers: list[Observer] = [stack.enter_context(Display(console, federation, folder))]
+        if tensorboard:
+            observers.append(stack.enter_context(TensorBoardLog(folder)))
+        Runner(federation, methods, folder, Observers(observers)).run()
+
+
+def _conclude(command: str, out: Path, target: float | None) -> None:
+    """Prints the final tables and, of a comparison, writes them."""
+    from metadnas_ext.progress import print_summary
+    from metadnas_ext.report.comparison import compare, write_comparison
+    from metadnas_ext.report.markdown import comparison_tables
+    from metadnas_ext.report.study import load_study
+
+    study = load_study(out)
+    comparison = compare(study, target)
+    print_summary(console, study, comparison)
+    if command == "compare":
+        write_comparison(comparison, comparison_tables(comparison), out)
+    console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
 
 
 def _settled(
-    command: str, wanted: list[str] | None, request: Request
-) -> tuple[Path, Config, list[str]]:
-    """Run folder, configuration, methods (None: Table 1's); raises on what is wrong with them."""
+    command: str,
+    wanted: list[str] | None,
+    request: Request,
+    seeds: str | None,
+    target: float | None,
+) -> tuple[Path, list[tuple[Path, Config]], list[str]]:
+    """The folder, (run folder, configuration) of each seed, methods (wanted None: Table 1's).
+
+    Raises on whatever is wrong with them.
+    """
+    from metadnas_ext.extras import require
     from metadnas_ext.federated import runner
     from metadnas_ext.methods import METHODS, TABLE_1
+    from metadnas_ext.report.comparison import check_target
 
     if wanted == ["all"]:
         wanted = list(METHODS)
     unknown = [name for name in wanted or [] if name not in METHODS]
     if unknown:
         raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+    check_target(target)
+    if request.tensorboard:
+        require("tensorboard", "tensorboard")
     from_file = load_file(request.config) if request.config else {}
     values = from_file | request.flags | _assignments(request.assignments)
+    numbers = None if seeds is None else _seeds(seeds, values)
     if request.resume:
-        if request.out is None:
-            raise ConfigError("--resume needs --out, the run folder to go on with")
-        saved = runner.load_config(request.out)
-        return request.out, *_resumed(saved, values, wanted)
+        return _settled_resume(request.out, values, wanted, numbers)
     config = _preset(request.preset).updated(values)
     out = request.out or _free_folder(command, config.data.dataset)
     runner.check_free(out)
-    return out, config, wanted or list(TABLE_1)
+    return out, _seeded(out, config, numbers), wanted or list(TABLE_1)
+
+
+def _seeds(text: str, values: dict[str, Any]) -> list[int]:
+    """The numbers of --seeds, ascending."""
+    if "run.seed" in values:
+        raise ConfigError(f"--seeds is {text!r} and run.seed is given too; give one of them")
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
+        raise ConfigError(f"--seeds is {text!r}, expected different whole numbers, as in 0,1,2")
+    return sorted(map(int, parts))
+
+
+def _seeded(out: Path, config: Config, seeds: list[int] | None) -> list[tuple[Path, Config]]:
+    from metadnas_ext.report.study import SEED_FOLDER
+
+    if seeds is None:
+        return [(out, config)]
+    return [(out / SEED_FOLDER.format(s), config.updated({"run.seed": s})) for s in seeds]
+
+
+def _settled_resume(
+    out: Path | None, values: dict[str, Any], wanted: list[str] | None, seeds: list[int] | None
+) -> tuple[Path, list[tuple[Path, Config]], list[str]]:
+    """As `_settled`, of the run or the runs in `out`."""
+    from metadnas_ext.federated import runner
+    from metadnas_ext.report.study import run_folders
+
+    if out is None:
+        raise ConfigError("--resume needs --out, the run folder to go on with")
+    runs, methods = [], wanted or []
+    for folder in run_folders(out):
+        config, methods = _resumed(runner.load_config(folder), values, wanted)
+        runs.append((folder, config))
+    found = [config.run.seed for _, config in runs]
+    if seeds is not None and found != seeds:
+        raise ConfigError(f"{out} holds the seeds {found}; given: {seeds}")
+    return out, runs, methods
 
 
 def _preset(name: str) -> Config:

@@ -131,6 +131,7 @@ class RunConfig:
     seed: int = 0
     threads: int | None = None  # None: as many as torch takes; fixed when the run starts
     keep_checkpoints: int = 2
+    save_models: bool = True  # every client's final network, below models/
 
 
 @dataclass(frozen=True)

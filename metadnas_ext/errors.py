@@ -31,3 +31,7 @@ class DivergenceError(MetadnasError, ArithmeticError):
 
 class BenchmarkError(MetadnasError, RuntimeError):
     """An unknown benchmark case, a file that holds no benchmark results, or a wrong result."""
+
+
+class ExtraError(MetadnasError, ImportError):
+    """An optional dependency is missing; the message names the extra that brings it."""

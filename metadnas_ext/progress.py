@@ -19,9 +19,22 @@ from rich.progress import (
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods import Method, RoundFigures
+from metadnas_ext.report.comparison import Comparison
 from metadnas_ext.report.names import method_name, percent, quantity
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.report.tables import client_table, compare_table
+from metadnas_ext.report.study import Study
+from metadnas_ext.report.tables import accuracy_grid, client_table, cost_grid
+
+
+def print_summary(console: Console, study: Study, comparison: Comparison) -> None:
+    """The final tables: the clients of one method and seed, or methods beside each other."""
+    if len(study.runs) == 1 and len(comparison.rows) == 1:
+        method = comparison.rows[0].method
+        rows = [result for _, result in study.clients(method)]
+        console.print(client_table(rows, method_name(method)))
+    else:
+        console.print(accuracy_grid(comparison).rich())
+        console.print(cost_grid(comparison).rich())
 
 
 class Display:
@@ -86,20 +99,6 @@ class Display:
     def clients_finished(self, method: Method, results: Sequence[ClientResult]) -> None:
         if self._clients is not None:
             self._progress.advance(self._clients, len(results))
-
-    def summarise(
-        self,
-        results: dict[str, list[ClientResult]],
-        seconds: dict[str, float],
-        traffic: dict[str, float],
-    ) -> None:
-        """The final table: clients of one method, or methods beside each other."""
-        if len(results) == 1:
-            for name, rows in results.items():
-                self._console.print(client_table(rows, method_name(name)))
-        else:
-            self._console.print(compare_table(results, seconds, traffic))
-        self._print(f"run folder: {self._run_dir}")
 
     def _introduce(self) -> None:
         store, federation = self._federation.store, self._federation

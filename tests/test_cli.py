@@ -76,8 +76,9 @@ def assert_prints(output: str, percentage: float) -> None:
     [
         ([], ["search", "compare", "report", "info"]),
         (["search"], ["--dataset", "--budget", "--resume", "--set", "--preset", "few minutes"]),
-        (["compare"], ["--dataset", "--methods", "--resume", "Table 1"]),
-        (["report"], ["RUN", "--out", "Markdown"]),
+        (["compare"], ["--dataset", "--methods", "--resume", "--seeds", "--target", "Table 1"]),
+        (["report"], ["RUN", "--out", "--target", "Markdown", "HTML"]),
+        (["export"], ["run", "client", "--format", "--method", "--out"]),
         (["info"], ["installation"]),
     ],
 )
@@ -135,7 +136,8 @@ def test_compare_on_an_image_folder_then_report(tmp_path: Path) -> None:
     for file in files:
         assert file.stat().st_size > 0
         assert file.parent == Path("run/report")
-    assert {".md", ".png"} <= {file.suffix for file in files}
+    assert {".md", ".png", ".html", ".csv", ".json"} == {file.suffix for file in files}
+    assert (tmp_path / "run" / "comparison.csv").exists()
 
 
 def test_compare_all_methods(tmp_path: Path) -> None:
@@ -284,6 +286,102 @@ def test_a_comparison_of_one_method_can_be_resumed(tmp_path: Path) -> None:
     arguments = ["compare", "--methods", "meta_dnas", "--out", "run"]
     assert metadnas(*arguments, *SMALL, "--set", "server.rounds=0").exit_code == 0
     assert metadnas(*arguments, "--resume").exit_code == 0
+
+
+SEEDED = ["--methods", "fedavg,fedavg_ft", "--set", "server.rounds=1"]
+
+
+def test_seeds_are_runs_of_their_own_and_one_table(tmp_path: Path) -> None:
+    result = metadnas("compare", *SMALL, *SEEDED, "--seeds", "3,0", "--out", "both")
+    assert result.exit_code == 0, result.output
+    assert metadnas("compare", *SMALL, *SEEDED, "--seed", "3", "--out", "alone").exit_code == 0
+    for name in ("results.json", "genotypes.json"):
+        whole, alone = (tmp_path / f / name for f in ("both/seed-3", "alone"))
+        assert whole.read_bytes() == alone.read_bytes()
+    assert load_config(tmp_path / "both" / "seed-0")[0].run.seed == 0
+    table = json.loads((tmp_path / "both" / "comparison.json").read_bytes())
+    assert table["seeds"] == [0, 3]
+    accuracies = {
+        seed: json.loads((tmp_path / f"both/seed-{seed}/results.json").read_bytes())["fedavg"]
+        for seed in (0, 3)
+    }
+    means = [sum(r["test_accuracy"] for r in rows) / len(rows) for rows in accuracies.values()]
+    assert table["methods"][0]["mean"] == pytest.approx(sum(means) / 2)
+    assert_prints(result.stdout, 100 * sum(means) / 2)
+    again = metadnas("compare", "--out", "both", "--resume")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.endswith("run folder: both\n")
+    written = metadnas("report", "both/seed-0", "alone", "--out", "report")
+    assert written.exit_code == 0, written.output
+    combined = json.loads((tmp_path / "report" / "comparison.json").read_bytes())
+    for data in (combined, table):
+        for method in data["methods"]:
+            assert method.pop("seconds") > 0  # the clock's
+    assert combined == table
+    assert metadnas("report", "both").exit_code == 0
+    assert (tmp_path / "both" / "report" / "report.html").exists()
+
+
+def test_a_seed_that_cannot_run_stops_all_before_anything_is_written(tmp_path: Path) -> None:
+    """Two clients of twelve images each: some seed cannot give every client ten."""
+    tight = ["--set", "data.min_size=48", "--set", "data.dirichlet=0.05"]
+    result = metadnas("compare", *SMALL, *SEEDED, *tight, "--seeds", "0,1,2,3,4,5,6,7")
+    assert one_line_error(result)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_seeds_can_be_resumed(tmp_path: Path) -> None:
+    arguments = ["compare", *SMALL, *SEEDED, "--seeds", "0,1"]
+    process = started(*arguments, "--set", "server.rounds=20", "--out", "stopped")
+    wait_for_metrics(tmp_path / "stopped" / "seed-0", process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "metadnas compare --out stopped --resume" in stderr
+    assert (tmp_path / "stopped" / "seed-1" / "config.json").exists()
+    assert not (tmp_path / "stopped" / "seed-1" / "results.json").exists()
+    other = metadnas("compare", "--out", "stopped", "--resume", "--seeds", "0,2")
+    assert "stopped holds the seeds [0, 1]; given: [0, 2]" in one_line_error(other)
+    assert metadnas("compare", "--out", "stopped", "--resume").exit_code == 0
+    assert metadnas(*arguments, "--set", "server.rounds=20", "--out", "whole").exit_code == 0
+    for seed in (0, 1):
+        one, two = (tmp_path / f / f"seed-{seed}/results.json" for f in ("stopped", "whole"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0,1,1"], "expected different whole numbers"),
+        (["--seeds", "0,-1"], "expected different whole numbers"),
+        (["--seeds", ""], "expected different whole numbers"),
+        (["--seeds", "0,1", "--seed", "3"], "--seeds is '0,1' and run.seed is given too"),
+        (["--seeds", "0,1", "--set", "run.seed=3"], "run.seed is given too"),
+        (["--target", "70"], "--target is 70.0, expected a validation accuracy"),
+    ],
+)
+def test_mistakes_of_a_comparison(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in one_line_error(metadnas("compare", *SMALL, *arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_runs_need_a_place_for_their_report(finished: Path, tmp_path: Path) -> None:
+    message = one_line_error(metadnas("report", str(finished), str(finished)))
+    assert "needs --out" in message
+    twice = metadnas("report", str(finished), str(finished), "--out", "here")
+    assert "both hold fedavg with seed 0" in one_line_error(twice)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    arguments = ["search", *SMALL, "--set", "server.rounds=1", "--tensorboard"]
+    assert metadnas(*arguments, "--out", "run").exit_code == 0
+    assert len(list((tmp_path / "run" / "tensorboard" / "meta_dnas").iterdir())) == 1
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = one_line_error(metadnas(*arguments, "--out", "other"))
+    assert 'tensorboard is not installed; it comes with: pip install "metadnas_ext[tens' in message
+    assert not (tmp_path / "other").exists()
 
 
 def test_divergence_is_one_line_and_keeps_the_folder(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Runs methods on a federation, with a run folder that survives a crash at any point.
 
-The folder holds `config.json`, `metrics.jsonl` (one JSON object an event), `checkpoints/`, and at
-the end `results.json` and `genotypes.json`. A resumed run continues behind the last checkpoint and
-ends bit for bit as an uninterrupted one.
+The folder holds `config.json`, `metrics.jsonl` (one JSON object an event), `checkpoints/`,
+`models/` (the clients' final networks), and at the end `results.json` and `genotypes.json`. A
+resumed run continues behind the last checkpoint and ends bit for bit as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from metadnas_ext import models
 from metadnas_ext.config import Config
 from metadnas_ext.errors import RunError
 from metadnas_ext.federated import checkpoint
@@ -25,6 +26,7 @@ from metadnas_ext.federated.federation import Federation
 from metadnas_ext.files import write_json
 from metadnas_ext.methods import METHODS, Method, RoundFigures
 from metadnas_ext.report.result import ClientResult
+from metadnas_ext.space import Genotype
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -60,8 +62,7 @@ class MethodProgress:
     trained: bool = False  # all rounds done
     results: list[dict[str, Any]] = field(default_factory=list)
     meta_genotype: dict[str, Any] | None = None
-    training_seconds: float = 0.0
-    personal_seconds: float = 0.0
+    trained_as: str | None = None  # the method whose rounds these are, if it is another one
 
 
 @dataclass
@@ -168,20 +169,6 @@ class Runner:
             write_json(self.run_dir / GENOTYPES, self._genotypes())
         return results
 
-    def seconds(self) -> dict[str, float]:
-        """Time spent by each method, rounds and personalisation."""
-        return {
-            name: progress.training_seconds + progress.personal_seconds
-            for name, progress in self.progress.methods.items()
-        }
-
-    def traffic(self) -> dict[str, float]:
-        """Bytes up and down over all rounds of each method."""
-        return {
-            name: float(sum(f["bytes_up"] + f["bytes_down"] for f in progress.history))
-            for name, progress in self.progress.methods.items()
-        }
-
     def _run_method(self, name: str) -> None:
         method = METHODS[name](self.federation)
         progress = self.progress.methods.setdefault(name, MethodProgress())
@@ -200,7 +187,7 @@ class Runner:
                 progress.trained = True
                 progress.meta_genotype = earlier.meta_genotype
                 progress.history = list(earlier.history)
-                progress.training_seconds = earlier.training_seconds
+                progress.trained_as = earlier.trained_as or name
 
     def _train(self, method: Method, progress: MethodProgress) -> None:
         history = [RoundFigures(**figures) for figures in progress.history]
@@ -215,7 +202,6 @@ class Runner:
             seconds = time.monotonic() - start
             history.append(figures)
             progress.history.append(figures.to_json())
-            progress.training_seconds += seconds
             self._tensors[method.training_key] = method.state()
             self._save(
                 {
@@ -238,17 +224,31 @@ class Runner:
             results = sorted(method.personalise(group), key=lambda result: result.client)
             seconds = time.monotonic() - start
             progress.results += [result.to_json() for result in results]
-            progress.personal_seconds += seconds
+            self._keep_models(method, results)
             self._save(
                 {
                     "event": "personalised",
                     "method": method.name,
+                    "trained_as": progress.trained_as or method.name,
                     "clients": group,
                     "test_accuracy": [result.to_json()["test_accuracy"] for result in results],
                     "seconds": seconds,
                 }
             )
             self.observer.clients_finished(method, results)
+
+    def _keep_models(self, method: Method, results: Sequence[ClientResult]) -> None:
+        """Writes the clients' networks; before the checkpoint that says these clients are done."""
+        if not self.federation.config.run.save_models:
+            return
+        store, shape = self.federation.store, self.federation.shape
+        with _writing(self.run_dir):
+            for result in results:
+                if result.weights is not None and result.genotype is not None:
+                    genotype = Genotype.from_json(result.genotype)
+                    card = models.Card(shape, genotype, store.classes, store.mean, store.std)
+                    path = models.model_path(self.run_dir, method.name, result.client)
+                    models.save(path, card, result.weights)
 
     def _save(self, event: dict[str, Any]) -> None:
         with _writing(self.run_dir):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
-from metadnas_ext.nn.functional import cross_entropy
 from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, ordered, steps_per_epoch
 from metadnas_ext.search.training import (
@@ -24,6 +23,7 @@ from metadnas_ext.search.training import (
     evaluate,
     recalibrate,
     train,
+    weight_pass,
 )
 from metadnas_ext.space import Genotype, genotype_cost
 
@@ -36,7 +36,8 @@ class Trained:
     """One client's discrete network after training. Accuracies are in 0..1.
 
     discrete: test accuracy before fine-tuning; steps: optimiser steps on w since the server's
-    state; adaptation: see `AdaptationCurve.points`.
+    state; adaptation: see `AdaptationCurve.points`; weights: parameters and running statistics by
+    name.
     """
 
     genotype: Genotype
@@ -45,6 +46,7 @@ class Trained:
     discrete: float | None = None
     steps: int | None = None
     adaptation: dict[str, float] | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Searched(NamedTuple):
@@ -125,6 +127,8 @@ def finetune(
         test = evaluate(plan, cohort, store, "test", size, key)
         for row, (client, split) in enumerate(zip(cohort.clients, cohort.splits, strict=True)):
             reached = float(test.accuracy[row])
+            weights = plan.parameters.views(cohort.theta[row])
+            weights |= plan.running.views(cohort.running[row])
             results[client] = Trained(
                 genotype,
                 float(val.accuracy[row]),
@@ -132,6 +136,7 @@ def finetune(
                 discrete=float(discrete.accuracy[row]),
                 steps=(before + epochs) * steps_per_epoch(split, size),
                 adaptation=curve.points(client, reached),
+                weights=weights,
             )
     return results
 
@@ -163,12 +168,9 @@ def weight_gradient(
     Of a network without mixed edges, for the cohort's first k clients. `running` (k, R): in eval
     mode.
     """
-    theta = theta.detach().requires_grad_()
-    out = plan(theta, None, batch.x, running=running, counts=batch.counts)
-    losses = cross_entropy(out.logits, batch.labels, batch.counts)
-    check_finite(losses, cohort, where)
-    (grad,) = torch.autograd.grad(losses.sum(), theta)
-    return losses.detach(), grad, out.stats
+    done = weight_pass(plan, theta, None, batch, running)
+    check_finite(done.losses, cohort, where)
+    return done.losses, done.grad, done.stats
 
 
 def client_result(
@@ -196,6 +198,7 @@ def client_result(
         expected_cost=None if searched is None else searched.expected_cost,
         steps=trained.steps,
         adaptation=trained.adaptation,
+        weights=trained.weights,
     )
 
 

@@ -81,7 +81,12 @@ def draw_cell(cell: Cell, target: str | Path | Axes, concat: Sequence[int] | Non
 
 
 def plot_genotype(genotype: Mapping[str, Any], path: str | Path, title: str | None = None) -> Path:
-    """Both cells of a genotype, normal above reduction, as a .png or .svg file.
+    """`genotype_figure` as a .png or .svg file."""
+    return save_figure(genotype_figure(genotype, title), path)
+
+
+def genotype_figure(genotype: Mapping[str, Any], title: str | None = None) -> Figure:
+    """Both cells of a genotype, normal above reduction.
 
     Raises RunError if the genotype lacks a cell or a cell cannot be read.
     """
@@ -118,7 +123,7 @@ def plot_genotype(genotype: Mapping[str, Any], path: str | Path, title: str | No
         box = (left / width, top / total, own_width / width, height / total)
         _draw(figure.add_axes(box), layout, names)
     _legend(figure, [name for _, _, names in plans for name in names])
-    return save_figure(figure, path)
+    return figure
 
 
 def _plan(cell: Cell, concat: Sequence[int] | None) -> tuple[Layout, list[str]]:

@@ -35,22 +35,27 @@ def percent(fraction: float, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f}" if math.isfinite(fraction) else NOT_MEASURED
 
 
+def number(value: float) -> str:
+    """A count that may be a mean: '5', '5.3'."""
+    return f"{value:.1f}".removesuffix(".0") if math.isfinite(value) else NOT_MEASURED
+
+
 def quantity(value: float | None, unit: str) -> str:
     """A cost with its unit: '1.23 M MACs', '950 MACs', '3.21 ms'."""
     if value is None or not math.isfinite(value):
         return NOT_MEASURED
     if unit not in UNIT_NAMES:
         return f"{value:.3g} {unit}"
-    number, prefix = _scaled(value)
-    return " ".join(part for part in (number, prefix, unit_name(unit)) if part)
+    digits, prefix = _scaled(value)
+    return " ".join(part for part in (digits, prefix, unit_name(unit)) if part)
 
 
 def byte_count(value: float) -> str:
     """A volume of data: '1.23 MB'; powers of ten, as networks are sold."""
     if not math.isfinite(value):
         return NOT_MEASURED
-    number, prefix = _scaled(value)
-    return f"{number} {prefix}B"
+    digits, prefix = _scaled(value)
+    return f"{digits} {prefix}B"
 
 
 def duration(seconds: float) -> str:
@@ -69,6 +74,6 @@ def _scaled(value: float) -> tuple[str, str]:
     """The number to three digits and its decimal prefix: ('1.23', 'M'), ('950', '')."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            number = value / size
-            return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}", prefix
+            scaled = value / size
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}", prefix
     return f"{value:.0f}", ""

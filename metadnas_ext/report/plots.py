@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG or SVG by the name's suffix.
+"""Pictures of a study: curves over rounds and bars of clients.
 
 Only matplotlib's object-oriented interface: no window, no global state, safe in threads.
 """
@@ -19,13 +19,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metadnas_ext.errors import RunError
-from metadnas_ext.report.cells import draw_cell, plot_genotype
 from metadnas_ext.report.files import save_figure
 from metadnas_ext.report.names import method_name, percent, unit_name
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.report.run import Round, Run
-
-__all__ = ["curve_panels", "draw_cell", "plot_clients", "plot_curves", "plot_genotype"]
+from metadnas_ext.report.run import Round
+from metadnas_ext.report.study import Study
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; yellow is too pale for lines.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
@@ -60,9 +58,9 @@ PANELS = (
 )
 
 
-def curve_panels(run: Run) -> list[Panel]:
-    """The panels for which the run has at least one finite figure."""
-    rounds = [entry for entries in run.rounds.values() for entry in entries]
+def curve_panels(study: Study) -> list[Panel]:
+    """The panels for which the study has at least one finite figure."""
+    rounds = [r for run in study.runs for entries in run.rounds.values() for r in entries]
     return [
         panel
         for panel in PANELS
@@ -70,15 +68,19 @@ def curve_panels(run: Run) -> list[Panel]:
     ]
 
 
-def plot_curves(run: Run, path: str | Path) -> Path:
-    """Validation accuracy, losses, α entropy and expected cost over rounds; a line a method.
+def plot_curves(study: Study, path: str | Path) -> Path:
+    """All panels with data as one picture, PNG or SVG by the suffix. RunError if there are none."""
+    return save_figure(curves_figure(study, curve_panels(study)), path)
 
-    Panels without data are left out. Raises RunError if that leaves none.
+
+def curves_figure(study: Study, panels: Sequence[Panel]) -> Figure:
+    """Some panels over rounds: a line a method, over several seeds their mean before theirs, pale.
+
+    Raises RunError without panels.
     """
-    panels = curve_panels(run)
     if not panels:
-        raise RunError(f"{run.path} has no round with a finite figure; there is nothing to plot")
-    colours = _colours(run)
+        raise RunError(f"{study.name} has no round with a finite figure; there is nothing to plot")
+    colours, trained = _colours(study), _trained(study)
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.7 * rows + 0.4), layout="constrained")
@@ -88,62 +90,86 @@ def plot_curves(run: Run, path: str | Path) -> Path:
         ax.set_xlabel("round", fontsize=8)
         ax.set_ylabel(panel.ylabel, fontsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.ticklabel_format(axis="y", useOffset=False)
         if panel.costs:
             ax.yaxis.set_major_formatter(EngFormatter())
-            ax.set_ylabel(f"cost ({_unit(run)})" if _unit(run) else "cost", fontsize=8)
-        for method, rounds in run.rounds.items():
-            x = [entry.round for entry in rounds]
-            # A single round would make no visible line.
-            marker = "o" if len(x) <= _FEW_ROUNDS else None
+            ax.set_ylabel(f"cost ({_unit(study)})" if _unit(study) else "cost", fontsize=8)
+        for method in trained:
+            histories = [run.rounds[method] for run in study.runs if method in run.rounds]
             for figure_of, dashes in panel.lines:
-                y = np.array([figure_of(entry) for entry in rounds])
-                y[~np.isfinite(y)] = np.nan
-                style: dict[str, Any] = {"linewidth": 1.5, "marker": marker, "markersize": 2.5}
-                ax.plot(x, y, dashes, color=colours[method], **style)
-    handles = [Line2D([], [], color=colours[m], linewidth=2) for m in run.rounds]
-    _method_legend(figure, handles, list(run.rounds))
-    return save_figure(figure, path)
+                _curve(ax, histories, figure_of, dashes, colours[method])
+    handles = [Line2D([], [], color=colours[m], linewidth=2) for m in trained]
+    _method_legend(figure, handles, trained)
+    return figure
 
 
-def plot_clients(run: Run, path: str | Path) -> Path:
+def measured_methods(study: Study) -> list[str]:
+    """Methods with at least one finite test accuracy."""
+    return [method for method in study.methods if _measured(study, method)]
+
+
+def plot_clients(study: Study, path: str | Path) -> Path:
+    """All methods' clients as one picture, PNG or SVG by the suffix. RunError if there are none."""
+    return save_figure(clients_figure(study, measured_methods(study)), path)
+
+
+def clients_figure(study: Study, methods: Sequence[str]) -> Figure:
     """Test accuracy of every client, sorted, one panel a method with the mean as a dashed line.
 
-    Unseen clients are hatched. Raises RunError if no client has a finite test accuracy.
+    Unseen clients are hatched. Raises RunError without methods.
     """
-    measured = {
-        method: sorted(
-            (r for r in results if math.isfinite(r.test_accuracy)),
-            key=lambda r: (r.test_accuracy, r.client),
-        )
-        for method, results in run.results.items()
-    }
-    measured = {method: results for method, results in measured.items() if results}
-    if not measured:
-        raise RunError(f"{run.path} has no client with a test accuracy; there is nothing to plot")
-    colours = _colours(run)
+    if not methods:
+        raise RunError(f"{study.name} has no client with a test accuracy; there is nothing to plot")
+    measured = {method: _measured(study, method) for method in methods}
+    colours = _colours(study)
     columns = min(2, len(measured))
     rows = math.ceil(len(measured) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.4 * rows + 0.4), layout="constrained")
     for index, (method, results) in enumerate(measured.items()):
         ax = figure.add_subplot(rows, columns, index + 1)
-        missing = len(run.results[method]) - len(results)
+        missing = len(study.clients(method)) - len(results)
         note = f" ({missing} without a result)" if missing else ""
         _style(ax, method_name(method) + note)
         _bars(ax, results, colours[method])
-    if any(not r.seen for results in measured.values() for r in results):
+    if any(not r.seen for results in measured.values() for _, r in results):
         grey: dict[str, Any] = {"facecolor": "#bbbbbb", "edgecolor": "white"}
         handles = [Patch(**grey), Patch(hatch="////", **grey)]
         labels = ["seen in training", "unseen"]
         figure.legend(
             handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8
         )
-    return save_figure(figure, path)
+    return figure
 
 
-def _bars(ax: Axes, results: Sequence[ClientResult], colour: str) -> None:
-    accuracy = [100 * r.test_accuracy for r in results]
+def _curve(
+    ax: Axes,
+    histories: Sequence[Sequence[Round]],
+    figure_of: Callable[[Round], float],
+    dashes: str,
+    colour: str,
+) -> None:
+    """One figure of a method over its rounds, a history a seed."""
+    values: dict[int, list[float]] = {}
+    for rounds in histories:
+        x = [entry.round for entry in rounds]
+        y = np.array([figure_of(entry) for entry in rounds])
+        y[~np.isfinite(y)] = np.nan
+        for index, value in zip(x, y.tolist(), strict=True):
+            values.setdefault(index, []).append(value)
+        if len(histories) > 1:
+            ax.plot(x, y, dashes, color=colour, linewidth=0.8, alpha=0.35)
+    # Where a seed has stopped earlier, a mean of the others would jump.
+    mean = {i: float(np.mean(v)) for i, v in sorted(values.items()) if len(v) == len(histories)}
+    # A single round would make no visible line.
+    marker = "o" if len(mean) <= _FEW_ROUNDS else None
+    style: dict[str, Any] = {"linewidth": 1.5, "marker": marker, "markersize": 2.5}
+    ax.plot(list(mean), list(mean.values()), dashes, color=colour, **style)
+
+
+def _bars(ax: Axes, results: Sequence[tuple[int, ClientResult]], colour: str) -> None:
+    accuracy = [100 * r.test_accuracy for _, r in results]
     bars = ax.bar(range(len(results)), accuracy, width=0.85, color=colour, linewidth=0)
-    for bar, result in zip(bars, results, strict=True):
+    for bar, (_, result) in zip(bars, results, strict=True):
         if not result.seen:
             bar.set(hatch="////", edgecolor="white", alpha=0.75)
     mean = sum(accuracy) / len(accuracy)
@@ -161,9 +187,11 @@ def _bars(ax: Axes, results: Sequence[ClientResult], colour: str) -> None:
     ax.set_ylim(0, 109)
     ax.set_yticks(range(0, 101, 20))
     ax.set_ylabel("test accuracy (%)", fontsize=8)
-    if len(results) <= _FEW_CLIENTS:
-        ax.set_xticks(range(len(results)), [str(r.client) for r in results], fontsize=6.5)
-        ax.set_xlabel("client", fontsize=8)
+    several = len({seed for seed, _ in results}) > 1
+    if len(results) <= (_FEW_CLIENTS // 2 if several else _FEW_CLIENTS):
+        names = [f"{r.client}/{seed}" if several else str(r.client) for seed, r in results]
+        ax.set_xticks(range(len(results)), names, fontsize=6.5)
+        ax.set_xlabel("client/seed" if several else "client", fontsize=8)
     else:
         ax.set_xticks([])
         ax.set_xlabel(f"{len(results)} clients, sorted", fontsize=8)
@@ -192,12 +220,23 @@ def _method_legend(figure: Figure, handles: list[Line2D], methods: list[str]) ->
         entry.set_parse_math(False)
 
 
-def _colours(run: Run) -> dict[str, str]:
-    """A colour for each method, the same in every picture of the run."""
-    return {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(run.methods)}
+def _trained(study: Study) -> list[str]:
+    """Methods with rounds of their own."""
+    return [method for method in study.methods if any(method in r.rounds for r in study.runs)]
 
 
-def _unit(run: Run) -> str:
+def _measured(study: Study, method: str) -> list[tuple[int, ClientResult]]:
+    """(seed, result) of the clients with a finite test accuracy, worst first."""
+    found = [(s, r) for s, r in study.clients(method) if math.isfinite(r.test_accuracy)]
+    return sorted(found, key=lambda pair: (pair[1].test_accuracy, pair[1].client, pair[0]))
+
+
+def _colours(study: Study) -> dict[str, str]:
+    """A colour for each method, the same in every picture of the study."""
+    return {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(study.methods)}
+
+
+def _unit(study: Study) -> str:
     """The unit of all costs for people, or nothing if clients differ or none has ended."""
-    units = {result.unit for results in run.results.values() for result in results}
+    units = {result.unit for method in study.methods for _, result in study.clients(method)}
     return unit_name(units.pop()) if len(units) == 1 else ""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from metadnas_ext.errors import RunError
 from metadnas_ext.report import fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kept = Literal["personal", "meta", "fixed"]
 """Which architecture the client ended with: its own, the server's or one not searched."""
@@ -34,6 +37,8 @@ class ClientResult:
     budget: float | None
     unit: str
     kept: Kept
+    weights: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+    """Parameters and running statistics by name, on their way to `models/`; not in the JSON."""
     genotype: dict[str, Any] | None = None
     supernet_accuracy: float | None = None
     """On the test part, of the client's searched supernet: before discretisation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,13 +68,46 @@ class Run:
     results: dict[str, list[ClientResult]] = field(default_factory=dict)
     genotypes: dict[str, dict[str, Genotype | None]] = field(default_factory=dict)
     """Per method: 'meta' and client ids (as strings) to genotypes."""
+    personal_seconds: dict[str, float] = field(default_factory=dict)
+    """Per method: time spent on personalising clients."""
+    trained_as: dict[str, str] = field(default_factory=dict)
+    """Methods that went on from the rounds of another one, to that one."""
     ended: bool = False
     """Whether `results.json` is there."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything random; 0 if the configuration does not say."""
+        return self.setting("run", "seed") or 0
 
     @property
     def methods(self) -> list[str]:
         """All methods, in the order in which they ran."""
         return list(dict.fromkeys([*self.rounds, *self.results, *self.genotypes]))
+
+    def setting(self, section: str, name: str) -> int | None:
+        """A whole number of the configuration; None if it does not say."""
+        values = self.config.get(section)
+        value = values.get(name) if isinstance(values, dict) else None
+        return value if isinstance(value, int) else None
+
+    def history(self, method: str) -> list[Round]:
+        """The rounds behind a method's results, its own or those it went on from."""
+        return self.rounds.get(self.trained_as.get(method, method), [])
+
+    def seconds(self, method: str) -> float:
+        """Time of search: rounds and personalisation. NaN if neither was recorded."""
+        rounds, personal = self.history(method), self.personal_seconds.get(method)
+        if not rounds and personal is None:
+            return math.nan
+        return sum(entry.seconds for entry in rounds) + (personal or 0.0)
+
+    def traffic(self, method: str) -> tuple[float, float]:
+        """Bytes up and down over all rounds. NaN if nothing of the method was recorded."""
+        rounds = self.history(method)
+        if not rounds and method not in self.personal_seconds:
+            return math.nan, math.nan
+        return sum(r.bytes_up for r in rounds), sum(r.bytes_down for r in rounds)
 
 
 def load_run(path: str | Path) -> Run:
@@ -89,17 +123,41 @@ def load_run(path: str | Path) -> Run:
     for name in ("config.json", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise RunError(f"{folder} is not a run folder: {name} is missing")
+    events = read_events(folder / "metrics.jsonl")
     results_file = folder / "results.json"
     genotypes_file = folder / "genotypes.json"
     ended = results_file.is_file()
     return Run(
         path=folder,
         config=_read_object(folder / "config.json"),
-        rounds=_read_rounds(folder / "metrics.jsonl"),
+        rounds=_rounds(events),
         results=_read_results(results_file) if ended else {},
         genotypes=_read_genotypes(genotypes_file) if genotypes_file.is_file() else {},
+        personal_seconds=_personal_seconds(events),
+        trained_as=_trained_as(events),
         ended=ended,
     )
+
+
+def read_events(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The events of a `metrics.jsonl`, each with the file and line for messages.
+
+    A torn last line is skipped with a warning. RunError if another one is damaged.
+    """
+    lines = [(n, line) for n, line in enumerate(_read_bytes(file).split(b"\n"), 1) if line.strip()]
+    events = []
+    for number, line in lines:
+        where = f"{file}, line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == lines[-1][0]:
+                message = f"{where} is torn (the run was cut off while writing it); skipped"
+                warnings.warn(message, stacklevel=3)
+                break
+            raise RunError(f"{where} is not valid JSON: {error}") from error
+        events.append((where, fields.mapping(value, where)))
+    return events
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -117,20 +175,9 @@ def _read_bytes(file: Path) -> bytes:
         raise RunError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def _read_rounds(file: Path) -> dict[str, list[Round]]:
-    lines = [(n, line) for n, line in enumerate(_read_bytes(file).split(b"\n"), 1) if line.strip()]
+def _rounds(events: list[tuple[str, dict[str, Any]]]) -> dict[str, list[Round]]:
     rounds: dict[str, dict[int, Round]] = {}
-    for number, line in lines:
-        where = f"{file}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == lines[-1][0]:
-                message = f"{where} is torn (the run was cut off while writing it); skipped"
-                warnings.warn(message, stacklevel=3)
-                break
-            raise RunError(f"{where} is not valid JSON: {error}") from error
-        record = fields.mapping(value, where)
+    for where, record in events:
         if record.get("event") != "round":
             continue
         try:
@@ -141,6 +188,34 @@ def _read_rounds(file: Path) -> dict[str, list[Round]]:
     return {
         method: [entries[index] for index in sorted(entries)] for method, entries in rounds.items()
     }
+
+
+def _personal_seconds(events: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for where, record in _personalised(events):
+        try:
+            spent = fields.number(record, "seconds")
+        except RunError as error:
+            raise RunError(f"{where}: {error}") from error
+        if math.isfinite(spent):
+            seconds[record["method"]] = seconds.get(record["method"], 0.0) + spent
+    return seconds
+
+
+def _trained_as(events: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    return {
+        record["method"]: record["trained_as"]
+        for _, record in _personalised(events)
+        if isinstance(record.get("trained_as"), str)
+    }
+
+
+def _personalised(events: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (where, record)
+        for where, record in events
+        if record.get("event") == "personalised" and isinstance(record.get("method"), str)
+    ]
 
 
 def _read_results(file: Path) -> dict[str, list[ClientResult]]:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from metadnas_ext.report.comparison import Comparison
 from metadnas_ext.report.names import (
     NOT_MEASURED,
     byte_count,
     duration,
     method_name,
+    number,
     percent,
     quantity,
     unit_name,
 )
 from metadnas_ext.report.result import ClientResult
+from metadnas_ext.report.statistics import summary
 
 
 @dataclass(frozen=True)
@@ -52,40 +54,18 @@ class Grid:
 
     def markdown(self) -> str:
         """The table in Markdown; the footer is a last row in bold."""
-        rows = [self.headers, tuple("---:" if column else ":---" for column in range(self.width))]
-        rows += [tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows]
+        rule = tuple("---:" if column else ":---" for column in range(self.width))
+        rows = [self.headers, *self.rows]
         if self.footer:
             rows.append(tuple(f"**{cell}**" if cell else "" for cell in self.footer))
+        rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
+        rows.insert(1, rule)
         return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
     @property
     def width(self) -> int:
         """Number of columns."""
         return len(self.headers)
-
-
-def summary(results: Sequence[ClientResult]) -> dict[str, float]:
-    """Figures over clients; accuracies in 0..1, NaN where no client counts.
-
-    `mean` and `std` (population), `worst_decile` (mean of the lowest 10 % of clients, rounded up to
-    whole clients), `seen_mean`, `unseen_mean`, `mean_cost` (NaN if clients differ in unit),
-    `violations` (clients over budget), `clients`, and `missing`: clients without a finite test
-    accuracy, which the other figures leave out.
-    """
-    measured = [r for r in results if math.isfinite(r.test_accuracy)]
-    accuracy = sorted(r.test_accuracy for r in measured)
-    one_unit = len({r.unit for r in results}) == 1
-    return {
-        "clients": len(results),
-        "missing": len(results) - len(measured),
-        "mean": _mean(accuracy),
-        "std": float(np.std(accuracy)) if accuracy else math.nan,
-        "worst_decile": _mean(accuracy[: math.ceil(len(accuracy) / 10)]),
-        "seen_mean": _mean([r.test_accuracy for r in measured if r.seen]),
-        "unseen_mean": _mean([r.test_accuracy for r in measured if not r.seen]),
-        "mean_cost": _mean([r.cost for r in results if math.isfinite(r.cost)] if one_unit else []),
-        "violations": sum(r.over_budget for r in results),
-    }
 
 
 def client_grid(results: Sequence[ClientResult]) -> Grid:
@@ -123,28 +103,39 @@ def client_grid(results: Sequence[ClientResult]) -> Grid:
     return Grid(headers, tuple(rows), (count, missing, "", "", accuracy, "", "", over, ""))
 
 
-def compare_grid(
-    results_by_method: Mapping[str, Sequence[ClientResult]],
-    seconds: Mapping[str, float] | None = None,
-    traffic: Mapping[str, float] | None = None,
-) -> Grid:
-    """One row a method, in the order given; see `compare_table`."""
-    headers = ["method", "mean %", "std", "worst 10 %", "unseen %", "mean cost", "over"]
-    headers += ["time"] if seconds is not None else []
-    headers += ["traffic"] if traffic is not None else []
+def accuracy_grid(comparison: Comparison) -> Grid:
+    """One row a method: test accuracy over clients, unseen clients, harm, and the paired gain."""
+    headers = ("method", "mean %", "std", "worst 10 %", "unseen %", "harmed %")
     rows = []
-    for method, results in results_by_method.items():
-        figures = summary(results)
-        row = [method_name(method)]
-        row += [percent(figures[key]) for key in ("mean", "std", "worst_decile", "unseen_mean")]
-        row.append(quantity(figures["mean_cost"], results[0].unit if results else ""))
-        row.append(f"{figures['violations']:.0f}")
-        if seconds is not None:
-            row.append(duration(seconds.get(method, math.nan)))
-        if traffic is not None:
-            row.append(byte_count(traffic.get(method, math.nan)))
-        rows.append(tuple(row))
-    return Grid(tuple(headers), tuple(rows))
+    for row in comparison.rows:
+        spread = f" ± {percent(row.seed_std)}" if math.isfinite(row.seed_std) else ""
+        cells = [method_name(row.method), percent(row.mean) + spread]
+        cells += [percent(v) for v in (row.std, row.worst_decile, row.unseen_mean)]
+        cells.append(percent(row.harmed, 1))
+        gain = NOT_MEASURED
+        if math.isfinite(row.gain):
+            gain = f"{_points(row.gain)} [{_points(row.gain_low)}, {_points(row.gain_high)}]"
+        rows.append((*cells, gain))
+    return Grid((*headers, "gain, 95 %"), tuple(rows))
+
+
+def cost_grid(comparison: Comparison) -> Grid:
+    """One row a method: cost of the networks, violations, time, traffic, speed of learning."""
+    headers = ("method", "mean cost", "over", "time", "up", "down", "up/round", "down/round")
+    target = "rounds to target"
+    if math.isfinite(comparison.target):
+        target = f"rounds to {percent(comparison.target, 1)} %"
+    matched = any(math.isfinite(row.epochs_to_match) for row in comparison.rows)
+    rows = []
+    for row in comparison.rows:
+        rounds = number(row.rounds_to_target)
+        if row.reached and row.seeds > 1:
+            rounds += f" ({row.reached} of {row.seeds})"
+        cells = [method_name(row.method), quantity(row.mean_cost, row.unit), str(row.violations)]
+        traffic = (row.bytes_up, row.bytes_down, row.bytes_up_round, row.bytes_down_round)
+        cells += [duration(row.seconds), *map(byte_count, traffic)]
+        rows.append((*cells, rounds, *([number(row.epochs_to_match)] if matched else [])))
+    return Grid((*headers, target, *(["epochs to match"] if matched else [])), tuple(rows))
 
 
 def client_table(results: Sequence[ClientResult], title: str | None = None) -> Table:
@@ -155,19 +146,6 @@ def client_table(results: Sequence[ClientResult], title: str | None = None) -> T
     return client_grid(results).rich(title)
 
 
-def compare_table(
-    results_by_method: Mapping[str, Sequence[ClientResult]],
-    seconds: Mapping[str, float] | None = None,
-    traffic: Mapping[str, float] | None = None,
-    title: str | None = None,
-) -> Table:
-    """Methods side by side: mean, spread and worst decile over clients, unseen clients, cost.
-
-    `seconds` (search time) and `traffic` (bytes, up and down) are by method, each a column if
-    given.
-    """
-    return compare_grid(results_by_method, seconds, traffic).rich(title)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
+def _points(difference: float) -> str:
+    """A difference of accuracies in percentage points, with its sign."""
+    return ("+" if difference >= 0 else "") + percent(difference)

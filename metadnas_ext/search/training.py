@@ -103,10 +103,16 @@ def train(
     return total / torch.tensor(batches.steps).clamp(min=1)
 
 
-def weight_pass(plan: NetworkPlan, theta: Tensor, weights: Weights | None, batch: Batch) -> Pass:
-    """Cross-entropy of theta (k, P) on a batch, and its gradient."""
+def weight_pass(
+    plan: NetworkPlan,
+    theta: Tensor,
+    weights: Weights | None,
+    batch: Batch,
+    running: Tensor | None = None,
+) -> Pass:
+    """Cross-entropy of theta (k, P) on a batch, and its gradient. running (k, R): in eval mode."""
     theta = theta.detach().requires_grad_()
-    out = plan(theta, weights, batch.x, counts=batch.counts)
+    out = plan(theta, weights, batch.x, running=running, counts=batch.counts)
     losses = cross_entropy(out.logits, batch.labels, batch.counts)  # (k)
     (grad,) = torch.autograd.grad(losses.sum(), theta)
     return Pass(losses.detach(), out.stats, grad)

@@ -19,6 +19,7 @@ from metadnas_ext.errors import DivergenceError, RunError
 from metadnas_ext.federated import checkpoint, runner
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.federated.runner import Runner, Silent, create_run, load_config
+from metadnas_ext.report.run import load_run
 
 from ._tiny import METHODS, assert_identical, events, resume_in, run_in, tiny_federation
 
@@ -86,6 +87,10 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     """Tensors, results, genotypes, metrics and progress, apart from what the clock decides."""
     for name in ("results.json", "genotypes.json", "config.json"):
         assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    models = sorted((expected / "models").rglob("*.safetensors"))
+    assert len(models) == 4 * len(METHODS)
+    for path in models:
+        assert (folder / path.relative_to(expected)).read_bytes() == path.read_bytes(), path
     assert events(folder) == events(expected)
     mine, other = checkpoint.load_latest(folder), checkpoint.load_latest(expected)
     assert mine is not None
@@ -125,7 +130,8 @@ def test_what_a_run_leaves(whole: tuple[Path, list[Path]], federation: Federatio
         for kind in ("json", "safetensors")
     ]
     files = ["config.json", "genotypes.json", "metrics.jsonl", "results.json"]
-    assert found == sorted([*files, *last])
+    models = [f"models/{name}/{client}.safetensors" for name in METHODS for client in range(4)]
+    assert found == sorted([*files, *last, *models])
     kinds = [(e["event"], e["method"]) for e in events(folder)]
     rounds, personalised = ["round"] * 2, ["personalised"] * 2
     expected = {
@@ -359,14 +365,19 @@ def test_time_and_traffic_survive_a_resume(
     federation: Federation, whole: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
     folder = copied(whole[1][5], tmp_path)
-    before = Runner(federation, METHODS, folder).seconds()
-    resumed = resume_in(folder, federation, METHODS)
-    assert resumed.seconds()["meta_dnas"] == before["meta_dnas"] > 0
+    before = load_run(folder).seconds("meta_dnas")
+    resume_in(folder, federation, METHODS)
+    resumed = load_run(folder)
+    assert resumed.seconds("meta_dnas") == before > 0
     rounds = [e for e in events(folder) if e["event"] == "round"]
     for name in ("meta_dnas", "fedavg"):
-        sent = sum(e["bytes_up"] + e["bytes_down"] for e in rounds if e["method"] == name)
-        assert resumed.traffic()[name] == sent > 0
-    assert resumed.traffic()["fedavg_ft"] == resumed.traffic()["fedavg"]
-    assert resumed.traffic()["darts"] == 0
-    timed = [e["seconds"] for e in events(folder, timed=True) if e["method"] == "darts"]
-    assert resumed.seconds()["darts"] == pytest.approx(sum(timed))
+        for way, sent in zip(("bytes_up", "bytes_down"), resumed.traffic(name), strict=True):
+            assert sent == sum(e[way] for e in rounds if e["method"] == name) > 0
+    timed = events(folder, timed=True)
+    for name, parts in {"darts": ["darts"], "fedavg_ft": ["fedavg", "fedavg_ft"]}.items():
+        own = [e for e in timed if e["method"] == name]
+        shared = [e for e in timed if e["method"] in parts[:-1] and e["event"] == "round"]
+        assert resumed.seconds(name) == pytest.approx(sum(e["seconds"] for e in own + shared))
+    assert resumed.trained_as["fedavg_ft"] == "fedavg"
+    assert resumed.traffic("fedavg_ft") == resumed.traffic("fedavg")
+    assert resumed.traffic("darts") == (0, 0)

@@ -50,6 +50,16 @@ def assert_same(one: Any, other: Any) -> None:
     for key, tensor in one[1].items():
         assert_identical(other[1][key], tensor, key)
     assert one[2] == other[2]
+    for mine, theirs in zip(one[2], other[2], strict=True):
+        assert_same_weights(mine, theirs)
+
+
+def assert_same_weights(one: ClientResult, other: ClientResult) -> None:
+    assert one.weights is not None
+    assert other.weights is not None
+    assert list(one.weights) == list(other.weights)
+    for name, tensor in one.weights.items():
+        assert_identical(other.weights[name], tensor, name)
 
 
 def with_budgets(federation: Federation, budgets: list[float]) -> Federation:

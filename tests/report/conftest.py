@@ -104,9 +104,14 @@ def compare_run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", rounds, {"meta_dnas": searched, "fedavg": fixed_results})
 
 
-@pytest.fixture
-def make() -> SimpleNamespace:
-    """The makers above; test modules cannot import each other under importlib mode."""
+@pytest.fixture(scope="session")
+def maker() -> SimpleNamespace:
+    """The makers above, for fixtures that last longer than one test."""
     return SimpleNamespace(
         genotype=make_genotype, round=make_round, result=make_result, run=write_run
     )
+
+
+@pytest.fixture
+def make(maker: SimpleNamespace) -> SimpleNamespace:
+    return maker

@@ -15,15 +15,13 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 from metadnas_ext.errors import ConfigError, RunError
 from metadnas_ext.report.cell_layout import lay_out
-from metadnas_ext.report.cells import operation
+from metadnas_ext.report.cells import draw_cell, operation, plot_genotype
 from metadnas_ext.report.plots import (
     curve_panels,
-    draw_cell,
     plot_clients,
     plot_curves,
-    plot_genotype,
 )
-from metadnas_ext.report.run import load_run
+from metadnas_ext.report.study import load_study
 
 
 def check_png(path):
@@ -47,21 +45,21 @@ def random_cell(rng, nodes=4):
 
 def test_curves_leave_out_panels_without_data(tmp_path, make):
     rounds = [make.round("fedavg", i, alpha_entropy=None, expected_cost=None) for i in (1, 2)]
-    run = load_run(make.run(tmp_path / "run", rounds))
+    run = load_study(make.run(tmp_path / "run", rounds))
     assert [panel.ylabel for panel in curve_panels(run)] == ["accuracy (%)", "cross-entropy"]
     small = check_png(plot_curves(run, tmp_path / "small.png"))
-    everything = load_run(make.run(tmp_path / "all", [make.round()]))
+    everything = load_study(make.run(tmp_path / "all", [make.round()]))
     large = check_png(plot_curves(everything, tmp_path / "large.png"))
     assert large.shape[0] > 1.5 * small.shape[0]
 
 
 def test_curves_with_nan_and_infinity(tmp_path, make):
     rounds = [make.round(index=1), make.round(index=2, val_loss=float("inf"), train_loss=None)]
-    check_png(plot_curves(load_run(make.run(tmp_path, rounds)), tmp_path / "curves.png"))
+    check_png(plot_curves(load_study(make.run(tmp_path, rounds)), tmp_path / "curves.png"))
 
 
 def test_nothing_to_plot(tmp_path, make):
-    run = load_run(make.run(tmp_path, []))
+    run = load_study(make.run(tmp_path, []))
     with pytest.raises(RunError, match="no round with a finite figure"):
         plot_curves(run, tmp_path / "curves.png")
     with pytest.raises(RunError, match="no client with a test accuracy"):
@@ -70,12 +68,12 @@ def test_nothing_to_plot(tmp_path, make):
 
 
 def test_clients(compare_run, tmp_path):
-    check_png(plot_clients(load_run(compare_run), tmp_path / "clients.png"))
+    check_png(plot_clients(load_study(compare_run), tmp_path / "clients.png"))
 
 
 def test_many_clients_some_without_result(tmp_path, make):
     results = [make.result(i, None if i % 9 == 0 else i / 60) for i in range(60)]
-    run = load_run(make.run(tmp_path, [make.round()], {"$strange_method": results}))
+    run = load_study(make.run(tmp_path, [make.round()], {"$strange_method": results}))
     check_png(plot_clients(run, tmp_path / "clients.png"))
     check_png(plot_curves(run, tmp_path / "curves.png"))
 

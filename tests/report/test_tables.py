@@ -9,14 +9,17 @@ import math
 import pytest
 from rich.console import Console
 
+from metadnas_ext.report.comparison import compare
 from metadnas_ext.report.names import byte_count, duration, method_name, percent, quantity
 from metadnas_ext.report.result import ClientResult
+from metadnas_ext.report.run import Run
+from metadnas_ext.report.statistics import summary
+from metadnas_ext.report.study import Study
 from metadnas_ext.report.tables import (
+    accuracy_grid,
     client_grid,
     client_table,
-    compare_grid,
-    compare_table,
-    summary,
+    cost_grid,
 )
 
 
@@ -29,6 +32,10 @@ def results(make):
         ]
 
     return build
+
+
+def compared(tmp_path, results):
+    return compare(Study((Run(tmp_path, {}, {}, results),)))
 
 
 def shown(table):
@@ -105,20 +112,24 @@ def test_client_grid(make):
     assert (grid.footer[4], grid.footer[7]) == ("62.5 ± 12.5", "1 over")
 
 
-def test_compare_grid_and_optional_columns(results):
+def test_accuracy_and_cost_grids(results, tmp_path):
     by_method = {"meta_dnas": results(0.8, 0.9), "mine": results(0.7, 0.7), "darts": []}
-    plain = compare_grid(by_method)
-    assert plain.headers[-1] == "over"
-    full = compare_grid(by_method, seconds={"meta_dnas": 61.0}, traffic={"mine": 1.5e6})
-    assert full.rows == (
-        ("Meta-DNAS", "85.00", "5.00", "80.00", "–", "1.20 M MACs", "0", "1 min 01 s", "–"),
-        ("mine", "70.00", "0.00", "70.00", "–", "1.20 M MACs", "0", "–", "1.50 MB"),
-        ("DARTS per client", "–", "–", "–", "–", "–", "0", "–", "–"),
+    comparison = compared(tmp_path, by_method)
+    assert accuracy_grid(comparison).rows == (
+        ("Meta-DNAS", "85.00", "5.00", "80.00", "–", "–", "–"),
+        ("mine", "70.00", "0.00", "70.00", "–", "–", "+15.00 [+10.00, +20.00]"),
     )
+    unknown = ("–",) * 6
+    assert cost_grid(comparison).rows == (
+        ("Meta-DNAS", "1.20 M MACs", "0", *unknown),
+        ("mine", "1.20 M MACs", "0", *unknown),
+    )
+    assert cost_grid(comparison).headers[-1] == "rounds to target"
 
 
-def test_tables_print_and_take_names_literally(results):
-    text = shown(compare_table({"[red]x[/red]": results(0.5)}, title="Methods"))
+def test_tables_print_and_take_names_literally(results, tmp_path):
+    comparison = compared(tmp_path, {"[red]x[/red]": results(0.5)})
+    text = shown(accuracy_grid(comparison).rich("Methods"))
     assert "[red]x[/red]" in text
     assert "Methods" in text
     text = shown(client_table(results(0.5, 0.7), "[b]Clients"))
@@ -126,11 +137,11 @@ def test_tables_print_and_take_names_literally(results):
     assert "60.0 ± 10.0" in text
 
 
-def test_markdown_has_as_many_cells_in_every_row(results):
-    grid = compare_grid({"a|b": results(0.5)}, seconds={"a|b": 1.0})
+def test_markdown_has_as_many_cells_in_every_row(results, tmp_path):
+    grid = accuracy_grid(compared(tmp_path, {"a|b": results(0.5)}))
     lines = grid.markdown().splitlines()
     assert "a\\|b" in lines[2]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {9}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {8}
 
 
 @pytest.mark.parametrize(

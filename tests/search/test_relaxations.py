@@ -12,7 +12,6 @@ from metadnas_ext.config import ClientConfig
 from metadnas_ext.search.relaxations import (
     GDAS,
     RELAXATIONS,
-    SOFTMAX,
     Generators,
     Gumbel,
     Relaxation,
