@@ -75,6 +75,7 @@ OTHER: dict[str, Any] = {
     "rivals.per_fedavg_lr": 0.5,
     "rivals.per_fedavg_kind": "hessian_free",
     "rivals.ditto_lambda": 2.0,
+    "run.save_models": False,
     "run.seed": 2**63 - 1,
     "run.threads": 3,
     "run.keep_checkpoints": 5,
