@@ -434,7 +434,7 @@ def wait_for_metrics(folder: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_process_can_be_resumed(how: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C says how to go on; a killed process cannot. Both end as if nothing had happened."""
-    rounds = ["--set", "server.rounds=30", "--set", "space.nodes=1"]
+    rounds = ["--set", "server.rounds=60", "--set", "space.nodes=1"]
     arguments = ["compare", *SMALL, *rounds, "--methods", "fedavg"]
     process = started(*arguments, "--out", "stopped")
     wait_for_metrics(tmp_path / "stopped", process)
