@@ -178,7 +178,7 @@ def plain_search(client: int, config: Config) -> tuple[Supernet, list[float]]:
     end = (settings.final_temperature or settings.temperature) * FINAL_TEMPERATURE
     warm_steps = settings.alpha_warmup * len(batches) // EPOCHS
     for step in range(len(batches)):
-        progress = torch.tensor(step) / len(batches)  # single
+        progress = step / torch.tensor(len(batches))  # single
         temperature = float(settings.temperature * (end / settings.temperature) ** progress)
         excess, regulariser = plain_terms(net, client, config, temperature, multiplier, server)
         two_levels = settings.order == "first" and step >= warm_steps
