@@ -45,7 +45,6 @@ class AdaptationCurve:
         `before`: local epochs before the phase; `epochs`: of the phase. A supernet mixes as
         `relaxation` does at rest, at the temperature it has reached.
         """
-
         clients, size = cohort.clients, self._federation.config.client.batch_size
         per_epoch = [steps_per_epoch(split, size) for split in cohort.splits]
 

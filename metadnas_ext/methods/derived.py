@@ -98,19 +98,18 @@ def finetune(
     epochs: int,
     key: str,
     *,
+    curve: AdaptationCurve,
+    before: int = 0,
     recalibrated: bool = True,
     training: LocalTraining | None = None,
-    curve: AdaptationCurve | None = None,
-    before: int = 0,
 ) -> dict[int, Trained]:
     """Recalibrates (if asked), fine-tunes and evaluates each client's network on its own data.
 
     Clients with the same architecture train together. `start` holds theta (P) and running (R) rows;
-    `key` separates the random draws of different uses; `training` replaces plain training; `before`
-    counts the local epochs that clients have had since the server's state.
+    `key` separates the random draws of different uses; `before` counts the local epochs that
+    clients have had since the server's state; `training` replaces plain training.
     """
     training = training or partial(train_locally, federation)
-    curve = curve or AdaptationCurve(federation)
     config, store = federation.config, federation.store
     size = config.client.batch_size
     results: dict[int, Trained] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from metadnas_ext.search.training import Training, Watch
 class DittoCohort(Cohort):
     """Global models in its own rows; `personal`: the same clients' personal ones."""
 
-    personal: Cohort | None = None
+    personal: Cohort = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Ditto(FedAvgFineTuned):
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         personal = self._start(clients).personal
-        assert personal is not None
         return self._finish(clients, personal, AdaptationCurve(self.federation))
 
     def _start(self, clients: Sequence[int]) -> DittoCohort:
@@ -75,7 +74,6 @@ class Ditto(FedAvgFineTuned):
 
     def _fit(self, cohort: Cohort, where: str) -> Tensor:
         assert isinstance(cohort, DittoCohort)
-        assert cohort.personal is not None
         batches = local_batches(self.federation, cohort, self.config.client.epochs, where)
         pull = Pull(cohort.theta.clone(), self.config.rivals.ditto_lambda)
         models = [(cohort, None), (cohort.personal, pull)]
@@ -85,7 +83,6 @@ class Ditto(FedAvgFineTuned):
         super()._keep(cohorts)
         for cohort in cohorts:
             assert isinstance(cohort, DittoCohort)
-            assert cohort.personal is not None
             rows = torch.cat([cohort.personal.theta, cohort.personal.running], dim=1)
             self.personal.put(cohort.clients, rows)
 

@@ -74,7 +74,8 @@ class Architect(ABC):
 
     def _searching(self, batches: TrainBatches, step: int) -> slice:
         """Rows that train and are past the warm-up, which clients with short epochs leave first."""
-        return slice(batches.within(step, self._warmup), batches.active(step))
+        active = batches.active(step)
+        return slice(min(batches.within(step, self._warmup), active), active)
 
     def _mix(
         self, alpha: Tensor, batches: TrainBatches, step: int, rows: slice, part: str

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.methods import METHODS, FedAvg, FedAvgFineTuned, MetaDNAS
+from metadnas_ext.methods import METHODS, FedAvg, FedAvgFineTuned, LocalOnly, MetaDNAS
 from metadnas_ext.nn import Supernet
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.relaxations import Softmax
@@ -59,18 +59,23 @@ def test_by_default_unseen_clients_at_0_1_5_and_10_steps() -> None:
             assert result.adaptation is None
 
 
-def test_fine_tuning_step_by_step() -> None:
-    """FedAvg + fine-tuning beside the same steps taken by an ordinary network."""
+@pytest.mark.parametrize("alone", [0, 2])
+def test_step_by_step(alone: int) -> None:
+    """FedAvg + fine-tuning, and training alone for some epochs before, beside the same steps taken
+    by an ordinary network."""
     federation = tiny_federation(
         client__optimizer="sgd",
+        client__lr=0.1,
         personalise__finetune_lr=0.05,
         personalise__curve_for="all",
+        server__rounds=3,
         **STEPS,
     )
-    method = FedAvgFineTuned(federation)
-    method.round(0)
+    method = LocalOnly(federation) if alone else FedAvgFineTuned(federation)
     plain = FedAvg(federation)
-    plain.load_state(method.state())
+    if not alone:
+        method.round(0)
+        plain.load_state(method.state())
     for result, untouched in zip(
         method.personalise(CLIENTS), plain.personalise(CLIENTS), strict=True
     ):
@@ -78,15 +83,20 @@ def test_fine_tuning_step_by_step() -> None:
         assert curve is not None
         assert curve["0"] == untouched.test_accuracy, "the model as it came"
         net = _plain.network(method, method.theta, method.running)
-        _plain.recalibrate(federation, net, client)
-        parameters = list(net.parameters())
-        drawn = _plain.batches(federation, client, 2, "finetune")
-        assert len(drawn) == 2 * per_epoch(federation, client) == result.steps
-        optimizer = _plain.SGD(federation, parameters, len(drawn), 0.05)
-        for at, batch in enumerate(drawn, start=1):
-            net.train()
-            optimizer.step(_plain.gradients(net, parameters, batch))
-            assert curve[str(at)] == _plain.accuracy(federation, net, client, "test"), at
+        done = 0
+        for key, epochs, lr in (("alone", alone, 0.1), ("finetune", 2, 0.05)):
+            if key == "finetune":
+                _plain.recalibrate(federation, net, client)
+            drawn = _plain.batches(federation, client, epochs, key)
+            parameters = list(net.parameters())
+            optimizer = _plain.SGD(federation, parameters, max(len(drawn), 1), lr)
+            for batch in drawn:
+                net.train()
+                optimizer.step(_plain.gradients(net, parameters, batch))
+                done += 1
+                accuracy = _plain.accuracy(federation, net, client, "test")
+                assert curve.get(str(done), accuracy) == accuracy, done
+        assert done == (alone + 2) * per_epoch(federation, client) == result.steps
 
 
 def test_step_0_of_meta_dnas_is_the_servers_supernet() -> None:
@@ -135,18 +145,25 @@ def test_steps_of_the_search_are_those_of_a_shorter_one() -> None:
 
 @pytest.mark.parametrize("name", ["meta_dnas", "darts"])
 def test_the_searched_supernet_is_measured_at_the_last_temperature(name: str) -> None:
-    """And its expected cost: sharper mixtures, by hand from the cohort that the search left."""
-    federation = tiny_federation(personalise__temperature=0.05, client__alpha_lr=0.3)
+    """And its expected cost: sharper mixtures, by hand from the cohort that the search left. The
+    curve arrives there."""
+    federation = tiny_federation(
+        personalise__temperature=0.05,
+        client__alpha_lr=0.3,
+        personalise__adapt_epochs=8,
+        personalise__curve_for="all",
+        personalise__curve_steps=",".join(map(str, range(1, 50))),
+    )
     method = METHODS[name](federation)
     assert isinstance(method, MetaDNAS)
-    epochs, key, where, pull = 1, "adapt", "personalisation", method._pull()
+    epochs, key, where, pull = 8, "adapt", "personalisation", method._pull()
     if name == "darts":
         epochs, key, where, pull = method.epochs, "alone", "local search", None  # type: ignore[attr-defined]
     cohort, _ = method.search(CLIENTS, epochs, key, where, pull, Softmax(1.0, 0.05))
     assert cohort.alpha is not None
     found = {result.client: result for result in method.personalise(CLIENTS)}
     chances = torch.tensor([1.0, 1.0, 2 / 3, 2 / 3, 2 / 3], dtype=torch.float64)[:, None]
-    softer = 0
+    softer = blunter = 0
     for row, split in enumerate(cohort.splits):
         alpha = cohort.alpha[row] / 0.05
         one = cohort_of([split], cohort.theta[row], cohort.running[row], alpha)
@@ -154,6 +171,11 @@ def test_the_searched_supernet_is_measured_at_the_last_temperature(name: str) ->
         accuracy = evaluate(method.plan, one, federation.store, "test", size, "").accuracy
         result = found[split.client]
         assert result.supernet_accuracy == float(accuracy)
+        assert result.adaptation is not None
+        assert result.adaptation[str(epochs * per_epoch(federation, split.client))] == accuracy
+        even = replace(one, alpha=one.alpha * 0)
+        other = evaluate(method.plan, even, federation.store, "test", size, "").accuracy
+        blunter += bool(other != accuracy)
         p = alpha.softmax(-1).double()
         costs = federation.costs
         parts = [(p[i] * chances * t).sum() for i, t in enumerate((costs.normal, costs.reduce))]
@@ -164,3 +186,4 @@ def test_the_searched_supernet_is_measured_at_the_last_temperature(name: str) ->
         )
         softer += result.expected_cost != pytest.approx(soft_cost, rel=1e-3)
     assert softer
+    assert blunter

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.methods import METHODS, Method, RoundFigures
+from metadnas_ext.methods import METHODS, TABLE_1, Method, RoundFigures
+from metadnas_ext.report.names import METHOD_NAMES
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.space import Genotype, cheapest_cost, dearest_cost, genotype_cost
 
@@ -193,6 +194,13 @@ def test_personalisation_leaves_the_state_as_it_is(name: str) -> None:
     method.personalise(CLIENTS)
     for key, tensor in before.items():
         assert_identical(method.state()[key], tensor, key)
+
+
+def test_names_for_people() -> None:
+    """In tables of the engine and of reports, which know a method by its name alone; the paper's
+    Table 1 first."""
+    assert {name: method.title for name, method in METHODS.items()} == METHOD_NAMES
+    assert tuple(METHODS)[:4] == TABLE_1 == ("meta_dnas", "fedavg", "fedavg_ft", "darts")
 
 
 def figures_of(accuracy: float, entropy: float | None) -> RoundFigures:

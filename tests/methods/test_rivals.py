@@ -101,14 +101,13 @@ def test_ditto_trains_both_models_in_turn() -> None:
         assert float((row[: len(method.theta)] - method.theta).abs().max()) > 1e-3
 
 
-def test_dittos_pull_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dittos_pull_at_the_end() -> None:
     """A personal model's fine-tuning is drawn towards the last global model."""
     federation = tiny_federation(**UNEQUAL, rivals__ditto_lambda=2.0)
     method = Ditto(federation)
     method.round(0)
     client = federation.seen[0]
     start = method._start([client]).personal
-    assert start is not None
     net = _plain.network(method, start.theta[0], start.running[0])
     parameters = list(net.parameters())
     anchor = list(_plain.network(method, method.theta, method.running).parameters())
@@ -277,7 +276,9 @@ def test_random_architectures_depend_on_seed_and_client_alone() -> None:
         return [method.architecture(client) for client in CLIENTS]
 
     assert drawn() == drawn(client__alpha_lr=0.3)
-    assert len(set(drawn())) > 1
+    budgets = tiny_federation().budgets
+    assert budgets[0] == budgets[2]
+    assert drawn()[0] != drawn()[2]
     assert drawn() != drawn(run__seed=1)
     trained = RandomArchitecture(tiny_federation())
     trained.round(0)

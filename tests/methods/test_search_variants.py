@@ -16,6 +16,7 @@ from metadnas_ext.methods import LocalDARTS, MetaDNAS, RoundFigures
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.relaxations import GDAS, SOFTMAX, Softmax
+from metadnas_ext.search.training import recalibrate
 from metadnas_ext.space import Genotype, genotype_cost
 
 from ..federated._tiny import assert_identical, tiny_config, tiny_federation
@@ -111,6 +112,16 @@ def test_gumbel_draws_anew_in_every_round() -> None:
     assert not torch.equal(cohorts[0].theta, cohorts[1].theta)
 
 
+def test_running_statistics_behind_a_search_with_draws_are_of_the_mixture() -> None:
+    """Those gathered in training are of one candidate an edge; recalibration changes nothing."""
+    federation = tiny_federation()
+    method = MetaDNAS(federation)
+    cohort, _ = method.search([0, 1], 1, "round/0", "here", None, GDAS())
+    found = cohort.running.clone()
+    recalibrate(method.plan, cohort, federation.store, 16)
+    assert_identical(cohort.running, found)
+
+
 def test_alpha_warmup_counts_local_epochs_over_the_rounds() -> None:
     """Three of four: none of the first round's, and the server waits; the last of the second."""
     method = MetaDNAS(tiny_federation(client__epochs=2, client__alpha_warmup=3))
@@ -134,8 +145,8 @@ def test_warmup_does_not_count_as_convergence() -> None:
     assert method.converged([flat] * 6)
 
 
-def test_temperatures_of_the_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds from 8 to 2, adaptation from 2 to 1; DARTS per client has it all in one."""
+def test_keys_and_temperatures_of_the_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds from 8 to 2, adaptation from 2 to 1; all in one for DARTS per client."""
     changes = {
         "client__temperature": 8.0,
         "client__final_temperature": 2.0,
@@ -145,7 +156,7 @@ def test_temperatures_of_the_searches(monkeypatch: pytest.MonkeyPatch) -> None:
     searched = MetaDNAS.search
 
     def search(self: MetaDNAS, *args: Any) -> Any:
-        seen.append(args[5])
+        seen.append((args[2], args[5]))
         return searched(self, *args)
 
     monkeypatch.setattr(MetaDNAS, "search", search)
@@ -153,7 +164,12 @@ def test_temperatures_of_the_searches(monkeypatch: pytest.MonkeyPatch) -> None:
         for index in range(method.rounds):
             method.round(index)
         method.personalise([0])
-    assert seen == [Softmax(8.0, 4.0), Softmax(4.0, 2.0), Softmax(2.0, 1.0), Softmax(8.0, 1.0)]
+    assert seen == [
+        ("round/0", Softmax(8.0, 4.0)),
+        ("round/1", Softmax(4.0, 2.0)),
+        ("adapt", Softmax(2.0, 1.0)),
+        ("alone", Softmax(8.0, 1.0)),
+    ]
 
 
 def skips(genotype: dict[str, Any] | None) -> list[int]:

@@ -89,14 +89,17 @@ def test_variants_equal_each_client_alone(changes: dict[str, str]) -> None:
 
 
 def test_alpha_stays_during_the_warmup() -> None:
-    """A warm-up as long as the search leaves α, and w as it is without steps on α."""
-    start = fresh_cohort([3])
+    """One as long as the search or longer leaves α, and w as it is without steps on α."""
+    clients = [0, 1, 2, 3]  # of 12, 6, 4 and 2 steps
+    start = fresh_cohort(clients)
     assert start.alpha is not None
-    for order in ("first", "second", "single"):
-        after = search([3], client_config(order=order, alpha_warmup=EPOCHS), epochs=EPOCHS)[3]
-        assert torch.equal(after["alpha"], start.alpha[0])
-        still = search([3], client_config(alpha_lr=0.0), epochs=EPOCHS)[3]
-        assert_identical(after["theta"], still["theta"])
+    still = search(clients, client_config(alpha_lr=0.0), epochs=EPOCHS)
+    for order, warmup in (("first", EPOCHS), ("second", EPOCHS + 1), ("single", EPOCHS + 1)):
+        config = client_config(order=order, alpha_warmup=warmup)
+        after = search(clients, config, epochs=EPOCHS)
+        for client in clients:
+            assert torch.equal(after[client]["alpha"], start.alpha[0])
+            assert_identical(after[client]["theta"], still[client]["theta"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
@@ -178,7 +181,7 @@ def plain_search(client: int, config: Config) -> tuple[Supernet, list[float]]:
     end = (settings.final_temperature or settings.temperature) * FINAL_TEMPERATURE
     warm_steps = settings.alpha_warmup * len(batches) // EPOCHS
     for step in range(len(batches)):
-        progress = torch.tensor(step) / len(batches)  # single
+        progress = step / torch.tensor(len(batches))  # single
         temperature = float(settings.temperature * (end / settings.temperature) ** progress)
         excess, regulariser = plain_terms(net, client, config, temperature, multiplier, server)
         two_levels = settings.order == "first" and step >= warm_steps

@@ -160,8 +160,9 @@ def test_gdas_has_the_gradient_of_gumbel() -> None:
 @pytest.mark.parametrize("name", list(RELAXATIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
 def test_a_client_mixes_as_if_alone(name: str, dtype: torch.dtype) -> None:
-    """To the bit, in cohorts from 1 to 33, values and gradients; temperature and noise its own."""
-    many = 33
+    """To the bit, values and gradients; temperature and noise its own. torch's vectorised sigmoid
+    and power differ from the scalar ones in one number of some hundreds: hence so many."""
+    many = 300
     rng = torch.Generator().manual_seed(0)
     alpha = torch.randn(many, 2, EDGES, CANDIDATES, generator=rng, dtype=dtype)
     progress = torch.rand(many, generator=rng)
@@ -179,7 +180,7 @@ def test_a_client_mixes_as_if_alone(name: str, dtype: torch.dtype) -> None:
         return [*weights, *chances, torch.autograd.grad(weighted, leaf)[0], *scores]
 
     everyone = drawn(slice(None))
-    for clients in (slice(0, 1), slice(4, 5), slice(32, 33), slice(3, 12), slice(16, 33)):
+    for clients in (slice(3, 12), *(slice(client, client + 1) for client in range(many))):
         for together, apart in zip(everyone, drawn(clients), strict=True):
             assert torch.equal(together[clients], apart)
 

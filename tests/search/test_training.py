@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from metadnas_ext.errors import DivergenceError
 from metadnas_ext.nn import DerivedNet, NetworkPlan, derived_plan, supernet_plan
 from metadnas_ext.search.cohort import Cohort, ordered
+from metadnas_ext.search.relaxations import SOFTMAX, Sigmoid
 from metadnas_ext.search.training import Training, check_finite, evaluate, recalibrate, train
 from metadnas_ext.space import Genotype
 
@@ -108,6 +109,22 @@ def test_recalibrate_is_the_mean_of_batch_statistics(size: int) -> None:
             count += len(indices)
         assert count >= len(split.train) - 1
         assert_close(cohort.running[row], total / count, 1e-10, f"client {split.client}")
+
+
+def test_recalibrate_supernets() -> None:
+    """With the mixing weights of alpha; all of client 3's images in one batch."""
+    cohort = fresh_cohort([3])
+    assert cohort.alpha is not None
+    cohort.alpha += random_rows(1, cohort.alpha[0].numel(), 4).view_as(cohort.alpha)
+    for relaxation in (SOFTMAX, Sigmoid()):
+        net = supernet_at(cohort.theta, cohort.running, cohort.alpha).train()
+        for buffer in net.buffers():
+            buffer.zero_()
+        x, _ = images(cohort.splits[0].train)
+        with torch.no_grad():
+            net._run(x, relaxation.mixture(cohort.alpha).weights)
+        recalibrate(supernet_plan(SHAPE), cohort, STORE, 64, relaxation)
+        assert_close(cohort.running[0], net.flat_running()[0] / 0.1, 1e-10)
 
 
 def test_recalibrate_forgets_what_was_there() -> None:

@@ -6,8 +6,9 @@ network without kinks; with a much smaller one on one with ReLUs, of which none 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from torch import Tensor
 from metadnas_ext.config import Config
 from metadnas_ext.nn import NetworkPlan, supernet_plan
 from metadnas_ext.nn.functional import cross_entropy
+from metadnas_ext.nn.plan import Weights
 from metadnas_ext.search.architect import Unrolled
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
 from metadnas_ext.search.objective import Objective
 from metadnas_ext.search.optimizers import RowOptimizer
-from metadnas_ext.search.relaxations import SOFTMAX
+from metadnas_ext.search.relaxations import SOFTMAX, Gumbel, Relaxation
 from metadnas_ext.search.training import Training, weight_pass
 from metadnas_ext.space import cost_table
 
@@ -59,6 +61,7 @@ class Problem:
     velocity: Tensor
     train: Batch
     val: Batch
+    weights: Callable[[Tensor, str], Weights]
     grad: Tensor
 
     @property
@@ -73,7 +76,7 @@ class Problem:
     def ahead(self, alpha: Tensor, create_graph: bool = False) -> Tensor:
         """w'(alpha), (G, P)."""
         theta = self.cohort.theta.clone().requires_grad_()
-        entropies = self.entropies(theta, alpha, self.train)
+        entropies = self.entropies(theta, self.weights(alpha, "train"), self.train)
         (grad,) = torch.autograd.grad(entropies.sum(), theta, create_graph=create_graph)
         settings = self.config.client
         step = grad + settings.weight_decay * self.cohort.theta
@@ -83,15 +86,15 @@ class Problem:
 
     def losses(self, theta: Tensor, alpha: Tensor) -> Tensor:
         terms = self.objective(alpha, SOFTMAX.mixture(alpha).chances, slice(0, len(alpha)))
-        return self.entropies(theta, alpha, self.val) + terms
+        return self.entropies(theta, self.weights(alpha, "val"), self.val) + terms
 
-    def entropies(self, theta: Tensor, alpha: Tensor, batch: Batch) -> Tensor:
-        out = self.plan(theta, SOFTMAX.mixture(alpha).weights, batch.x, counts=batch.counts)
+    def entropies(self, theta: Tensor, weights: Weights, batch: Batch) -> Tensor:
+        out = self.plan(theta, weights, batch.x, counts=batch.counts)
         return cross_entropy(out.logits, batch.labels, batch.counts)
 
 
 @cache
-def problem(kind: str, smooth: bool) -> Problem:
+def problem(kind: str, smooth: bool, relaxation: Relaxation = SOFTMAX) -> Problem:
     """Two steps of w into training, so that there is momentum and SGD's rate has fallen."""
     config = client_config(**KINDS[kind], clip=0)
     if smooth:
@@ -115,13 +118,19 @@ def problem(kind: str, smooth: bool) -> Problem:
     costs = cost_table(shape)
     objective = Objective.of(config.client, SOFTMAX, costs, budgets_of(cohort), server)
     architect = (Recorded if smooth else Fine)(
-        plan, cohort, config.client, objective, SOFTMAX, "here"
+        plan, cohort, config.client, objective, relaxation, "here"
     )
     seen = Seen(batches)
     train = batches.train(4)
     architect.before(cohort, seen, STEP, train, optimizer)  # type: ignore[arg-type]
+
+    def weights(alpha: Tensor, part: str) -> Weights:
+        """Of batches of this part, with the noise of this step."""
+        rngs = partial(batches.generators, STEP, f"relaxation/{part}", slice(0, 4))
+        return relaxation.sample(alpha, batches.progress(STEP), rngs).weights
+
     made = (plan, cohort, config, objective, optimizer, rates, velocity, train, seen.batch)
-    return Problem(*made, architect.grad)
+    return Problem(*made, weights, architect.grad)
 
 
 class Seen:
@@ -143,11 +152,21 @@ def relative(actual: Tensor, expected: Tensor) -> list[float]:
     return [float((a - e).norm() / e.norm()) for a, e in zip(actual, expected, strict=True)]
 
 
-@pytest.mark.parametrize("smooth", [True, False], ids=["published step", "ReLUs, tiny step"])
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_gradient_is_that_of_autograd_through_the_virtual_step(kind: str, smooth: bool) -> None:
-    """The whole gradient, and its second term alone."""
-    made = problem(kind, smooth)
+@pytest.mark.parametrize(
+    ("kind", "smooth", "relaxation"),
+    [
+        ("sgd", True, SOFTMAX),
+        ("adam", True, SOFTMAX),
+        ("sgd", True, Gumbel()),
+        ("sgd", False, SOFTMAX),
+        ("adam", False, SOFTMAX),
+    ],
+)
+def test_gradient_is_that_of_autograd_through_the_virtual_step(
+    kind: str, smooth: bool, relaxation: Relaxation
+) -> None:
+    """The whole gradient, and its second term alone; with noise, that of the step on w to come."""
+    made = problem(kind, smooth, relaxation)
     alpha = made.alpha.clone().requires_grad_()
     (exact,) = torch.autograd.grad(made.loss_ahead(alpha, create_graph=True).sum(), alpha)
     (first,) = torch.autograd.grad(made.losses(made.ahead(alpha.detach()), alpha).sum(), alpha)
