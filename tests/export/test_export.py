@@ -117,7 +117,7 @@ def test_torch_export_runs_without_the_package(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": ""})
 
 
-@pytest.mark.parametrize(("seed", "size"), [(0, 8), (1, 7), (2, 9)])
+@pytest.mark.parametrize(("seed", "size"), [(0, 8), (1, 7)])
 def test_onnx(seed: int, size: int, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
