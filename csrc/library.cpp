@@ -69,7 +69,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &metadnas::cpu_isa, "Instruction set the CPU kernels run on.");
   m.attr("compiler") = __VERSION__;
   m.def("pool_idle_bytes", &metadnas::pool_idle_bytes,
-        "Bytes of results' memory that are kept for the next forward pass and not in use.");
+        "Bytes of results' memory that are kept for the next ones and not in use.");
   m.def("pool_release", &metadnas::pool_release,
         "Gives the idle bytes back to the system; returns their number.",
         pybind11::call_guard<pybind11::gil_scoped_release>());

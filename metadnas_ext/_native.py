@@ -32,12 +32,12 @@ _C = _load()
 
 
 def release_memory() -> int:
-    """Gives the memory that is kept for the next forward pass back to the system.
+    """Gives the memory of large results that are gone back to the system.
 
-    What a mixed operation or a cell leaves to its backward pass lives in blocks that are used again
-    once it is done. They are idle after that: at most a quarter more bytes than have been in use at
-    once since the last call of this function. Tensors in use are left alone. Any thread may call it
-    at any time.
+    What the operators of cells return, or keep for the backward pass, lives in blocks that the next
+    results of about the same size use again. Idle ones and those in use together are at most a
+    quarter more than have been in use at once since the last call of this function. Tensors in use
+    are left alone. Any thread may call it at any time.
 
     Returns:
         Bytes given back; 0 on the reference path, which keeps nothing.

@@ -1,4 +1,4 @@
-"""Memory kept between forward passes: reused, bounded, given back."""
+"""Memory of results that are gone: used again, bounded, given back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from metadnas_ext import release_memory
 from metadnas_ext._native import _C, REFERENCE
-from metadnas_ext.ops import relu_conv_bn
+from metadnas_ext.ops import mixed_op
 
 from ._cases import assert_same, make_case, run
 
 pytestmark = pytest.mark.skipif(REFERENCE, reason="only native code keeps memory")
 
 PAGE = 2 << 20  # blocks are whole huge pages
-SMALLEST = 1 << 20  # smaller results are torch's own
+SMALLEST = 1 << 20  # smaller results are in torch's own memory
 
 
 def idle() -> int:
@@ -37,10 +37,11 @@ def nothing_idle() -> Iterator[None]:
     release_memory()
 
 
-def kept(megabytes: float) -> Tensor:
-    """A result of this size; the only large one of its operator."""
+def result(megabytes: float) -> Tensor:
+    """One large result: a skip connection keeps nothing beside it."""
     images = round(megabytes * SMALLEST) // (8 * 8 * 16 * 4)
-    out, _ = relu_conv_bn(torch.ones(1, images, 8, 8, 16), torch.ones(1, 16 * 16), 16)
+    case = make_case((1, images, 8, 8, 16), ["skip_connect"], dtype=torch.float32)
+    out, _ = mixed_op(case.x, case.weights, case.params, case.candidates)
     assert out.nbytes == images * 8 * 8 * 16 * 4
     return out
 
@@ -55,28 +56,28 @@ def resident() -> int:
 
 
 def test_idle_once_freed_and_used_by_the_next():
-    z = kept(5)
+    results = [result(5) for _ in range(5)]  # the pool may hold a sixth
     assert idle() == 0
-    del z
-    assert idle() == block(5)
-    z = kept(5.5)  # fits into the same block
-    assert idle() == 0
-    del z
-    assert idle() == block(5)
+    del results
+    assert idle() == 5 * block(5)
+    one = result(5.5)  # fits into one of the same blocks
+    assert idle() == 4 * block(5)
+    del one
+    assert idle() == 5 * block(5)
 
 
 def test_autograd_frees_what_it_kept():
     case = make_case((1, 64, 8, 8, 16), dtype=torch.float32)
-    run(case)
+    first = run(case)
+    assert idle() >= 6 * case.x.nbytes
     before = idle()
-    assert before >= 6 * case.x.nbytes
-    run(case)
+    assert_same(run(case), first, tolerance=0)
     assert idle() == before
 
 
 def test_release_gives_back_what_is_idle():
     sizes = (3, 5, 9)
-    results = [kept(size) for size in sizes]
+    results = [result(size) for size in sizes]
     del results
     total = sum(map(block, sizes))
     assert idle() == total
@@ -89,7 +90,7 @@ def test_release_gives_back_what_is_idle():
 @pytest.mark.parametrize("megabytes", [4, 32])
 def test_the_system_has_it_back(megabytes):
     """Also sizes that malloc would keep for later."""
-    results = [kept(megabytes) for _ in range(64 // megabytes)]
+    results = [result(megabytes) for _ in range(64 // megabytes)]
     before = resident()
     del results
     released = release_memory()
@@ -97,33 +98,31 @@ def test_the_system_has_it_back(megabytes):
     assert before - resident() > 0.8 * released
 
 
-def test_small_results_are_not_kept():
-    z = kept(0.99)
-    assert z.nbytes < SMALLEST
-    del z
+def test_small_results_are_not_pooled():
+    one = result(0.99)
+    assert one.nbytes < SMALLEST
+    del one
     assert idle() == 0
-    z = kept(1)
-    assert z.nbytes == SMALLEST
-    del z
+    one = result(1)
+    assert one.nbytes == SMALLEST
+    del one
     assert idle() == PAGE
 
 
 def test_tensors_in_use_outlive_a_release():
     case = make_case((1, 64, 8, 8, 16), dtype=torch.float32)
     expected = run(case)
-    z = kept(5)
-    copy = z.clone()
+    one = result(5)
+    copy = one.clone()
     leaves = [t.detach().requires_grad_() for t in (case.x, case.weights, case.params)]
-    out, _ = torch.ops.metadnas_ext.mixed_op_forward(
-        *leaves, None, None, case.indices, 1, False, 1e-5, 0
-    )[:2]
+    out, _ = mixed_op(*leaves)
     release_memory()
-    other = kept(5).fill_(torch.nan)  # would be written over what was freed
-    assert torch.equal(z, copy)
+    other = result(5).fill_(torch.nan)  # would be written over what was freed
+    assert torch.equal(one, copy)
     grads = torch.autograd.grad(out, leaves, case.grad_out)
     for grad, name in zip(grads, ("grad_x", "grad_weights", "grad_params"), strict=True):
         assert torch.equal(grad, getattr(expected, name))
-    del z, other, out
+    del one, other, out
     assert idle() >= 2 * block(5)
 
 
@@ -133,16 +132,16 @@ def test_a_quarter_more_than_was_in_use_at_most(sizes):
     for _ in range(3):
         for size in sizes:
             most = max(most, block(size))
-            kept(size)
+            result(size)
             assert idle() <= 1.25 * most
     assert idle() >= block(sizes[-1])
 
 
 def test_release_forgets_how_much_was_in_use():
-    kept(40)
+    result(40)
     release_memory()
     for size in (4, 6, 9):
-        kept(size)
+        result(size)
     assert idle() <= 1.25 * block(9)
 
 
@@ -179,5 +178,5 @@ def test_threads_that_compute_and_release():
     gc.collect()
     release_memory()
     assert idle() == 0
-    kept(5)
+    result(5)
     assert idle() == block(5)
