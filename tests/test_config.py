@@ -79,7 +79,6 @@ OTHER: dict[str, Any] = {
     "run.seed": 2**63 - 1,
     "run.threads": 3,
     "run.keep_checkpoints": 5,
-    "run.save_models": False,
 }
 """For every key a value that is not its default."""
 
