@@ -31,6 +31,7 @@ console = Console(width=WIDTH)
 errors = Console(stderr=True)
 
 INTERRUPTED = 130
+DEFAULT_PRESET = "quick"
 
 # Flags that set one configuration key each.
 Dataset = Annotated[
@@ -56,11 +57,14 @@ Budget = Annotated[
     str | None,
     typer.Option(
         help="Compute budgets, comma-separated, round-robin over clients: up to 1 a share of the "
-        "dearest network, above 1 multiply-accumulates (or parameters)."
+        "dearest network on the client's device, above 1 units (docs/budgets.md)."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Preset = Annotated[str, typer.Option(help=f"Where to start from: {', '.join(PRESETS)}.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"Where to start from: {', '.join(PRESETS)}; default {DEFAULT_PRESET}."),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file with sections and keys as config.json.")
 ]
@@ -97,7 +101,7 @@ class Request:
     """What was asked of search or compare: configuration keys given by flags, and the rest."""
 
     flags: dict[str, Any]
-    preset: str
+    preset: str | None
     config: Path | None
     assignments: list[str]
     out: Path | None
@@ -122,7 +126,7 @@ def _shared_options(
     layers: Layers = None,
     budget: Budget = None,
     seed: Seed = None,
-    preset: Preset = "quick",
+    preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
     out: Out = None,
@@ -186,6 +190,52 @@ def report(
 
         for path in build_report(run, out):
             console.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="The device profile, JSON.")],
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    image_size: ImageSize = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes; with --image-size no data is needed.")
+    ] = None,
+    image_channels: Annotated[
+        int, typer.Option(min=1, help="Channels of the images, with --classes.")
+    ] = 3,
+    channels: Channels = None,
+    layers: Layers = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of every part.")] = 15,
+    check: Annotated[
+        int, typer.Option(min=0, help="Whole networks to compare with the prediction.")
+    ] = 8,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+) -> None:
+    """Measure what every candidate takes on this machine, in ms, for budget.devices.
+
+    The networks are those of a search with the same options.
+    """
+    flags = {
+        "data.dataset": dataset,
+        "data.data_dir": data_dir,
+        "data.image_size": image_size,
+        "space.channels": channels,
+        "space.layers": layers,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    with _friendly():
+        from metadnas_ext.profiling.command import run
+
+        from_file = load_file(config) if config else {}
+        values = from_file | given | _assignments(set_ or [])
+        settled = _preset(preset or DEFAULT_PRESET).updated(values)
+        images = None if classes is None else (classes, image_channels)
+        run(settled, out, console, images, batch, threads, repeats, check)
 
 
 @app.command()
@@ -278,6 +328,8 @@ def _run(command: str, wanted: list[str] | None, request: Request) -> None:
 
     from metadnas_ext.federated import runner
     from metadnas_ext.federated.federation import Federation
+    from metadnas_ext.files import locked
+    from metadnas_ext.methods import METHODS
     from metadnas_ext.progress import Display
 
     with _friendly():
@@ -287,12 +339,15 @@ def _run(command: str, wanted: list[str] | None, request: Request) -> None:
         config = config.updated({"run.threads": threads})
         torch.set_num_threads(threads)
         federation = Federation.build(config)
-        if not request.resume:
-            runner.create_run(out, config, methods)
-        with _resumable(out, command), Display(console, federation, out) as display:
-            run = runner.Runner(federation, methods, out, display)
-            results = run.run()
-        display.summarise(results, run.seconds(), run.traffic())
+        for name in methods:
+            METHODS[name](federation)  # what cannot run on it fails now and not after hours
+        with locked(out):
+            if not request.resume:
+                runner.create_run(out, config, methods)
+            with _resumable(out, command), Display(console, federation, out) as display:
+                run = runner.Runner(federation, methods, out, display)
+                results = run.run()
+            display.summarise(results, run.seconds(), run.traffic())
 
 
 def _settled(
@@ -311,8 +366,9 @@ def _settled(
         if request.out is None:
             raise ConfigError("--resume needs --out, the run folder to go on with")
         saved = runner.load_config(request.out)
-        return request.out, *_resumed(saved, values, wanted)
-    config = _preset(request.preset).updated(values)
+        base = saved[0] if request.preset is None else _preset(request.preset)
+        return request.out, *_resumed(saved, base.updated(values), wanted)
+    config = _preset(request.preset or DEFAULT_PRESET).updated(values)
     out = request.out or _free_folder(command, config.data.dataset)
     runner.check_free(out)
     return out, config, wanted or list(METHODS)
@@ -335,11 +391,13 @@ def _assignments(texts: list[str]) -> dict[str, Any]:
 
 
 def _resumed(
-    saved: tuple[Config, list[str]], values: dict[str, Any], methods: list[str] | None
+    saved: tuple[Config, list[str]], given: Config, methods: list[str] | None
 ) -> tuple[Config, list[str]]:
     """The saved configuration and methods, if what was given now agrees with them."""
     config, saved_methods = saved
-    differences = config.differences(config.updated(values))
+    if given.run.threads is None:  # a run keeps the number it has started with
+        given = given.updated({"run.threads": config.run.threads})
+    differences = config.differences(given)
     if differences:
         raise ConfigError(
             f"the run was started with another configuration (saved, given): "

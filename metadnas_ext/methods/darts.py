@@ -10,7 +10,6 @@ from metadnas_ext.methods.base import RoundFigures
 from metadnas_ext.methods.derived import client_result, finetune, inherit
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.search import discretize
 from metadnas_ext.space import Genotype
 
 
@@ -57,8 +56,7 @@ class LocalDARTS(MetaDNAS):
         assert cohort.alpha is not None
         genotypes, start = {}, {}
         for row, client in enumerate(cohort.clients):
-            alpha, budget = cohort.alpha[row], float(federation.budgets[client])
-            genotypes[client] = discretize((alpha[0], alpha[1]), federation.costs, budget)
+            genotypes[client] = self._within_budget(cohort.alpha[row], client)
             start[client] = inherit(
                 self.plan, genotypes[client], cohort.theta[row], cohort.running[row]
             )

@@ -97,9 +97,10 @@ def client_result(
         test_size=len(split.test),
         test_accuracy=trained.test,
         val_accuracy=trained.val,
-        cost=genotype_cost(federation.costs, trained.genotype),
+        cost=genotype_cost(federation.costs_of(client), trained.genotype),
         budget=float(federation.budgets[client]),
-        unit=federation.costs.unit,
+        unit=federation.costs_of(client).unit,
+        device=federation.device_name(client),
         kept=kept,
         genotype=trained.genotype.to_json(),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import ServerState, server_step
-from metadnas_ext.methods.base import Method, RoundFigures
+from metadnas_ext.methods.base import Fallback, Method, RoundFigures
 from metadnas_ext.methods.derived import (
     Trained,
     client_result,
@@ -19,6 +19,7 @@ from metadnas_ext.methods.derived import (
     mean_over_clients,
     round_accuracy,
 )
+from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.nn import supernet_plan
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import discretize, objective
@@ -61,27 +62,15 @@ class MetaDNAS(Method):
         self.server = ServerState(**tensors)
 
     def shared_genotype(self) -> Genotype | None:
-        return discretize((self.server.alpha[0], self.server.alpha[1]), self.federation.costs)
+        # Without a budget any client's table will do: it only names the candidates.
+        return discretize((self.server.alpha[0], self.server.alpha[1]), self.federation.tables[0])
 
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
-        where = f"round {index}"
-        finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]] = []
-        for group in self.federation.cohorts(sampled):
-            cohort, losses = self.search(
-                group, self.config.client.epochs, f"round/{index}", where, self.server.alpha
-            )
-            grad, val = meta_gradient(
-                self.plan,
-                cohort,
-                self.config.client,
-                self.federation.costs,
-                self.federation.budgets[cohort.clients],
-                self.federation.store,
-                where,
-            )
-            finished.append((cohort, losses, grad, val))
-        return self._close(sampled, finished)
+        finished, dropped = without_diverged(
+            self.federation.cohorts(sampled), lambda group: self._search_group(group, index)
+        )
+        return self._close(sampled, finished, dropped)
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         federation, settings = self.federation, self.config.personalise
@@ -98,12 +87,9 @@ class MetaDNAS(Method):
         meta: dict[int, Genotype] = {}
         rows = {client: row for row, client in enumerate(cohort.clients)}
         for client, row in rows.items():
-            budget = float(federation.budgets[client])
-            alpha = cohort.alpha[row]
-            personal[client] = discretize((alpha[0], alpha[1]), federation.costs, budget)
+            personal[client] = self._within_budget(cohort.alpha[row], client)
             if settings.gate:
-                shared = self.server.alpha
-                meta[client] = discretize((shared[0], shared[1]), federation.costs, budget)
+                meta[client] = self._within_budget(self.server.alpha, client)
 
         def trained(genotypes: dict[int, Genotype]) -> dict[int, Trained]:
             start = {
@@ -153,7 +139,7 @@ class MetaDNAS(Method):
             self.plan,
             cohort,
             config,
-            federation.costs,
+            federation.cohort_costs(cohort.clients),
             federation.budgets[cohort.clients],
             pull,
             where,
@@ -162,10 +148,48 @@ class MetaDNAS(Method):
         losses = train(self.plan, cohort, batches, Training.of(config), where, architect)
         return cohort, losses
 
+    def fallback(self, client: int) -> Fallback:
+        genotype = self._within_budget(self.server.alpha, client)
+        theta, running = inherit(self.plan, genotype, self.server.theta, self.server.running)
+        return Fallback(genotype, theta, running, "meta", recalibrated=True)
+
+    def _within_budget(self, alpha: Tensor, client: int) -> Genotype:
+        """The best architecture under `alpha` (2, E, O) that the client can afford."""
+        federation = self.federation
+        budget = float(federation.budgets[client])
+        return discretize((alpha[0], alpha[1]), federation.costs_of(client), budget)
+
+    def _search_group(
+        self, group: list[int], index: int
+    ) -> tuple[Cohort, Tensor, Tensor, Evaluation]:
+        """Some clients' part of a round: adapted states, training losses, meta-gradient, val."""
+        where = f"round {index}"
+        cohort, losses = self.search(
+            group, self.config.client.epochs, f"round/{index}", where, self.server.alpha
+        )
+        grad, val = meta_gradient(
+            self.plan,
+            cohort,
+            self.config.client,
+            self.federation.cohort_costs(cohort.clients),
+            self.federation.budgets[cohort.clients],
+            self.federation.store,
+            where,
+        )
+        return cohort, losses, grad, val
+
     def _close(
-        self, sampled: list[int], finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]]
+        self,
+        sampled: list[int],
+        finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]],
+        dropped: dict[int, str],
     ) -> RoundFigures:
         """The server's step and the round's figures, clients in ascending order."""
+        server = self.server
+        numbers = server.theta.numel() + server.running.numel() + server.alpha.numel()
+        if not finished:
+            return lost_round(sampled, dropped, 4 * numbers * len(sampled))
+        survivors = [client for client in sampled if client not in dropped]
         cohorts, losses, grads, evaluations = zip(*finished, strict=True)
         joined = joiner(cohorts)
         sizes = joined([cohort.train_sizes for cohort in cohorts])
@@ -179,22 +203,24 @@ class MetaDNAS(Method):
             self.config.server.alpha_lr,
         )
         val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
-        cost, _ = objective.cost_ratio(
-            objective.mixing_weights(alpha), self.federation.costs, self.federation.budgets[sampled]
+        cost, excess = objective.cost_ratio(
+            objective.mixing_weights(alpha),
+            self.federation.cohort_costs(survivors),
+            self.federation.budgets[survivors],
         )
         val_loss, val_accuracy = round_accuracy(val)
-        server = self.server
-        numbers = server.theta.numel() + server.running.numel() + server.alpha.numel()
         return RoundFigures(
             clients=sampled,
             train_loss=mean_over_clients(joined(losses), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            bytes_up=4 * numbers * len(sampled),
+            bytes_up=4 * numbers * len(survivors),
             bytes_down=4 * numbers * len(sampled),
             alpha_entropy=float(objective.entropy(self.server.alpha[None])),
-            expected_cost=float(cost.mean()),
+            expected_cost=None if self.federation.unit is None else float(cost.mean()),
+            budget_use=float(excess.mean()) + 1,
             skips=self._skips(),
+            dropped=dropped_json(dropped),
         )
 
     def _skips(self) -> float:

@@ -32,6 +32,10 @@ class ClientResult:
     unit: str
     kept: Kept
     genotype: dict[str, Any] | None = None
+    device: str | None = None
+    """On what the cost counts: a device profile, or its unit."""
+    diverged: str | None = None
+    """Why the client has a network without training of its own; None: it trained as it should."""
 
     @property
     def over_budget(self) -> bool:
@@ -49,6 +53,10 @@ class ClientResult:
             raise RunError(f"'kept' must be one of {', '.join(get_args(Kept))}, got {kept!r}")
         genotype = record.get("genotype")
         budget = fields.number(record, "budget")
+        device, diverged = (
+            None if record.get(key) is None else fields.text(record, key)
+            for key in ("device", "diverged")
+        )
         return cls(
             client=fields.integer(record, "client"),
             seen=fields.boolean(record, "seen"),
@@ -61,6 +69,8 @@ class ClientResult:
             unit=fields.text(record, "unit"),
             kept=cast(Kept, kept),
             genotype=None if genotype is None else fields.mapping(genotype, "'genotype'"),
+            device=device,
+            diverged=diverged,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +87,8 @@ class ClientResult:
             "unit": self.unit,
             "kept": self.kept,
             "genotype": self.genotype,
+            "device": self.device,
+            "diverged": self.diverged,
         }
 
 

@@ -13,7 +13,7 @@ from metadnas_ext.search import objective
 from metadnas_ext.search.cohort import Batch, Cohort, passes
 from metadnas_ext.search.optimizers import RowAdam
 from metadnas_ext.search.training import Evaluation, check_finite
-from metadnas_ext.space import CostTable
+from metadnas_ext.space import CohortCosts, CostTable
 
 
 class Architect:
@@ -23,6 +23,7 @@ class Architect:
     + β mean logsumexp α.
 
     Args:
+        costs: one table for all, or each client's own in the order of the cohort.
         budgets: (G) float64, in the unit of `costs`, in the order of the cohort.
         server: α of the server (2, E, O), or None: no pull towards it.
         final_temperature: of the mixing weights at the end of training; falls geometrically from 1.
@@ -33,7 +34,7 @@ class Architect:
         plan: NetworkPlan,
         cohort: Cohort,
         config: ClientConfig,
-        costs: CostTable,
+        costs: CostTable | CohortCosts,
         budgets: Tensor,
         server: Tensor | None,
         where: str,
@@ -76,7 +77,10 @@ class Architect:
 
     def _regularisers(self, alpha: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         config, active = self._config, alpha.shape[0]
-        _, excess = objective.cost_ratio(weights, self._costs, self._budgets[:active])
+        costs = self._costs
+        if isinstance(costs, CohortCosts):
+            costs = costs.first(active)
+        _, excess = objective.cost_ratio(weights, costs, self._budgets[:active])
         multiplier = self._multiplier[:active].clone()  # the backward pass needs it unchanged
         total = objective.penalty(excess, config.penalty_kind, multiplier).to(alpha.dtype)
         if config.penalty_kind == "dual":
@@ -92,7 +96,7 @@ def meta_gradient(
     plan: NetworkPlan,
     cohort: Cohort,
     config: ClientConfig,
-    costs: CostTable,
+    costs: CostTable | CohortCosts,
     budgets: Tensor,
     store: ImageStore,
     where: str,
@@ -123,4 +127,6 @@ def meta_gradient(
     _, excess = objective.cost_ratio(objective.mixing_weights(alpha), costs, budgets)
     kind = "linear" if config.penalty_kind == "dual" else config.penalty_kind
     (step,) = torch.autograd.grad(objective.penalty(excess, kind, config.penalty).sum(), alpha)
-    return grad + step, Evaluation(loss / size, hits / size, size)
+    grad += step
+    check_finite(grad, cohort, where, "meta-gradient")
+    return grad, Evaluation(loss / size, hits / size, size)

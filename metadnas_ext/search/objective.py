@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metadnas_ext.space import CostTable, expected_cost
+from metadnas_ext.space import CohortCosts, CostTable, expected_cost
 
 
 def mixing_weights(alpha: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def entropy(alpha: Tensor) -> Tensor:
 
 
 def cost_ratio(
-    weights: tuple[Tensor, Tensor], costs: CostTable, budgets: Tensor
+    weights: tuple[Tensor, Tensor], costs: CostTable | CohortCosts, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Expected cost of each client's mixture, and its excess over the budget, c / B - 1: (G)."""
     cost = expected_cost(costs, *weights)

@@ -18,6 +18,8 @@ from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
 from metadnas_ext.search.objective import mixing_weights
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
 
+DIVERGENCE_HINT = "a lower client.lr or client.alpha_lr, or client.clip, may help"
+
 
 class AlphaStep(Protocol):
     """Updates α of the first `active` clients before each step on w."""
@@ -61,7 +63,7 @@ def train(
     """Trains each client for its own number of steps, in place; its mean training loss, (G).
 
     With `alpha_step` each step on w follows one on α (the alternating scheme of DARTS). `where`
-    names the phase in the DivergenceError of a loss that is not finite.
+    names the phase in the DivergenceError of a loss or a result that is not finite.
     """
     optimizer = how.make(cohort.theta, batches.steps)
     steps = torch.tensor(batches.steps)
@@ -84,19 +86,28 @@ def train(
         optimizer.step(grad, active)
         plan.update_running(cohort.running[:active], out.stats, batch.sizes)
         total[:active] += losses.detach()
+    _check_update(cohort, where)
     return total / steps.clamp(min=1)
 
 
 def check_finite(values: Tensor, cohort: Cohort, where: str, what: str = "loss") -> None:
-    """DivergenceError naming the first client whose loss (G) is not finite."""
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        value = float(values.detach()[row])
-        raise DivergenceError(
-            f"{where}: the {what} of client {cohort.clients[row]} is {value}; "
-            f"a lower client.lr or client.alpha_lr, or client.clip, may help"
-        )
+    """DivergenceError naming every client whose part of `values` (k, ...) is not finite.
+
+    `values` belongs to the first k clients of the cohort; the message is about the first of them.
+    """
+    rows = values.detach()[:, None].flatten(1)  # (k, elements)
+    bad = ~torch.isfinite(rows)
+    if not bool(bad.any()):
+        return
+    found = {
+        cohort.clients[row]: float(rows[row, bad[row]][0])
+        for row in bad.any(1).nonzero().flatten().tolist()
+    }
+    client, value = next(iter(found.items()))
+    raise DivergenceError(
+        f"{where}: the {what} of client {client} is {value}; {DIVERGENCE_HINT}",
+        {client: f"{what} is {value}" for client, value in found.items()},
+    )
 
 
 class Evaluation(NamedTuple):
@@ -164,3 +175,11 @@ def cohort_of(
         copies(running),
         None if alpha is None else copies(alpha),
     )
+
+
+def _check_update(cohort: Cohort, where: str) -> None:
+    """A loss need not show it: a maximum, as in ReLU, may drop a NaN."""
+    check_finite(cohort.theta, cohort, where, "update of w")
+    check_finite(cohort.running, cohort, where, "update of the running statistics")
+    if cohort.alpha is not None:
+        check_finite(cohort.alpha, cohort, where, "update of alpha")

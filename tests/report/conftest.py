@@ -66,6 +66,8 @@ def make_result(client: int = 0, accuracy: float | None = 0.9, **changes: Any) -
         "unit": "macs",
         "kept": "personal",
         "genotype": make_genotype(),
+        "device": "macs",
+        "diverged": None,
     }
     return record | changes
 
