@@ -35,6 +35,7 @@ console = Console(width=WIDTH)
 errors = Console(stderr=True)
 
 INTERRUPTED = 130
+DEFAULT_PRESET = "quick"
 
 # Flags that set one configuration key each.
 Dataset = Annotated[
@@ -60,11 +61,14 @@ Budget = Annotated[
     str | None,
     typer.Option(
         help="Compute budgets, comma-separated, round-robin over clients: up to 1 a share of the "
-        "dearest network, above 1 multiply-accumulates (or parameters)."
+        "dearest network on the client's device, above 1 units (docs/budgets.md)."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Preset = Annotated[str, typer.Option(help=f"Where to start from: {', '.join(PRESETS)}.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"Where to start from: {', '.join(PRESETS)}; default {DEFAULT_PRESET}."),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file with sections and keys as config.json.")
 ]
@@ -111,7 +115,7 @@ class Request:
     """What was asked of search or compare: configuration keys given by flags, and the rest."""
 
     flags: dict[str, Any]
-    preset: str
+    preset: str | None
     config: Path | None
     assignments: list[str]
     out: Path | None
@@ -137,7 +141,7 @@ def _shared_options(
     layers: Layers = None,
     budget: Budget = None,
     seed: Seed = None,
-    preset: Preset = "quick",
+    preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
     out: Out = None,
@@ -255,6 +259,52 @@ def export(
 
 
 @app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="The device profile, JSON.")],
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    image_size: ImageSize = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes; with --image-size no data is needed.")
+    ] = None,
+    image_channels: Annotated[
+        int, typer.Option(min=1, help="Channels of the images, with --classes.")
+    ] = 3,
+    channels: Channels = None,
+    layers: Layers = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of every part.")] = 15,
+    check: Annotated[
+        int, typer.Option(min=0, help="Whole networks to compare with the prediction.")
+    ] = 8,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+) -> None:
+    """Measure what every candidate takes on this machine, in ms, for budget.devices.
+
+    The networks are those of a search with the same options.
+    """
+    flags = {
+        "data.dataset": dataset,
+        "data.data_dir": data_dir,
+        "data.image_size": image_size,
+        "space.channels": channels,
+        "space.layers": layers,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    with _friendly():
+        from metadnas_ext.profiling.command import run
+
+        from_file = load_file(config) if config else {}
+        values = from_file | given | _assignments(set_ or [])
+        settled = _preset(preset or DEFAULT_PRESET).updated(values)
+        images = None if classes is None else (classes, image_channels)
+        run(settled, out, console, images, batch, threads, repeats, check)
+
+
+@app.command()
 def bench(
     cases: Annotated[
         list[str] | None,
@@ -350,6 +400,8 @@ def _run(
 
     from metadnas_ext.federated import runner
     from metadnas_ext.federated.federation import Federation
+    from metadnas_ext.files import locked
+    from metadnas_ext.methods import METHODS
 
     with _friendly():
         out, configs, methods = _settled(command, wanted, request, seeds, target)
@@ -360,15 +412,20 @@ def _run(
         # All of them before anything is written; the first is built last and goes on.
         for _, config in reversed(runs if not request.resume else runs[:1]):
             federation = Federation.build(config)
-        if not request.resume:
-            for folder, config in runs:
-                runner.create_run(folder, config, methods)
-        with _resumable(out, command):
-            for number, (folder, config) in enumerate(runs):
-                if number:
-                    federation = Federation.build(config)
-                _run_one(folder, federation, methods, request.tensorboard)
-        _conclude(command, out, target)
+            for name in methods:
+                METHODS[name](federation)  # what cannot run on it fails now and not after hours
+        with ExitStack() as stack:
+            for folder in dict.fromkeys((out, *(folder for folder, _ in runs))):
+                stack.enter_context(locked(folder))
+            if not request.resume:
+                for folder, config in runs:
+                    runner.create_run(folder, config, methods)
+            with _resumable(out, command):
+                for number, (folder, config) in enumerate(runs):
+                    if number:
+                        federation = Federation.build(config)
+                    _run_one(folder, federation, methods, request.tensorboard)
+            _conclude(command, out, target)
 
 
 def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboard: bool) -> None:
@@ -427,8 +484,8 @@ def _settled(
     values = from_file | request.flags | _assignments(request.assignments)
     numbers = None if seeds is None else _seeds(seeds, values)
     if request.resume:
-        return _settled_resume(request.out, values, wanted, numbers)
-    config = _preset(request.preset).updated(values)
+        return _settled_resume(request, values, wanted, numbers)
+    config = _preset(request.preset or DEFAULT_PRESET).updated(values)
     out = request.out or _free_folder(command, config.data.dataset)
     runner.check_free(out)
     return out, _seeded(out, config, numbers), wanted or list(TABLE_1)
@@ -453,17 +510,22 @@ def _seeded(out: Path, config: Config, seeds: list[int] | None) -> list[tuple[Pa
 
 
 def _settled_resume(
-    out: Path | None, values: dict[str, Any], wanted: list[str] | None, seeds: list[int] | None
+    request: Request, values: dict[str, Any], wanted: list[str] | None, seeds: list[int] | None
 ) -> tuple[Path, list[tuple[Path, Config]], list[str]]:
-    """As `_settled`, of the run or the runs in `out`."""
+    """As `_settled`, of the run or the runs in the folder to go on with."""
     from metadnas_ext.federated import runner
     from metadnas_ext.report.study import run_folders
 
+    out = request.out
     if out is None:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     runs, methods = [], wanted or []
     for folder in run_folders(out):
-        config, methods = _resumed(runner.load_config(folder), values, wanted)
+        saved = runner.load_config(folder)
+        given = (saved[0] if request.preset is None else _preset(request.preset)).updated(values)
+        if folder != out and "run.seed" not in values:  # --seeds gave each run its own
+            given = given.updated({"run.seed": saved[0].run.seed})
+        config, methods = _resumed(saved, given, wanted)
         runs.append((folder, config))
     found = [config.run.seed for _, config in runs]
     if seeds is not None and found != seeds:
@@ -488,11 +550,13 @@ def _assignments(texts: list[str]) -> dict[str, Any]:
 
 
 def _resumed(
-    saved: tuple[Config, list[str]], values: dict[str, Any], methods: list[str] | None
+    saved: tuple[Config, list[str]], given: Config, methods: list[str] | None
 ) -> tuple[Config, list[str]]:
     """The saved configuration and methods, if what was given now agrees with them."""
     config, saved_methods = saved
-    differences = config.differences(config.updated(values))
+    if given.run.threads is None:  # a run keeps the number it has started with
+        given = given.updated({"run.threads": config.run.threads})
+    differences = config.differences(given)
     if differences:
         raise ConfigError(
             f"the run was started with another configuration (saved, given): "

@@ -90,16 +90,20 @@ class ServerConfig:
     alpha_lr: float = 0.001  # Adam
     patience: int = 0  # stop after as many flat rounds; 0: never
     tolerance: float = 0.002  # change of accuracy and entropy that still counts as flat
+    lost_rounds: int = 3  # stop with an error when every client diverged in as many rounds in a row
     hessian_every: int = 0  # rounds between eigenvalues of the Hessian in alpha; 0: never
     local: tuple[str, ...] = ()  # parts that stay on the clients: head, bn, alpha
 
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """Compute budgets. Levels go round-robin over clients (device classes)."""
+    """Compute budgets. Levels go round-robin over clients, each on the client's own device."""
 
-    unit: str = "macs"  # macs or params
+    unit: str = "macs"  # macs or params, of all clients unless there are devices
+    devices: tuple[str, ...] = ()  # device classes: macs, params or a profile (metadnas profile)
+    device_shares: tuple[float, ...] = ()  # of clients, drawn by seed; empty: round-robin
     levels: tuple[float, ...] = (0.35, 0.6)  # up to 1: share of the dearest network; above: units
+    absolute: bool = False  # levels up to 1 are units too: 0.8 is 0.8 ms
 
 
 @dataclass(frozen=True)
@@ -307,6 +311,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "server.alpha_lr": (0, math.inf),
     "server.patience": (0, math.inf),
     "server.tolerance": (0, math.inf),
+    "server.lost_rounds": (1, math.inf),
     "server.hessian_every": (0, math.inf),
     "personalise.adapt_epochs": (0, math.inf),
     "personalise.temperature": (1e-3, math.inf),

@@ -4,6 +4,10 @@ The command line prints such an error as one line and exits with status 2; anyth
 and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class MetadnasError(Exception):
     """Base of every error that the caller, not the package, can put right."""
@@ -26,7 +30,15 @@ class RunError(MetadnasError, RuntimeError):
 
 
 class DivergenceError(MetadnasError, ArithmeticError):
-    """A loss is not finite; the message names the round and the client."""
+    """A loss or an update is not finite; the message names the phase and the client.
+
+    `diverged` says what is wrong with each client concerned; it is empty where the clients cannot
+    be told, and the run cannot go on without them.
+    """
+
+    def __init__(self, message: str, diverged: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.diverged = dict(diverged or {})
 
 
 class BenchmarkError(MetadnasError, RuntimeError):

@@ -81,24 +81,36 @@ class Display:
         )
 
     def round_finished(self, method: Method, index: int, figures: RoundFigures) -> None:
-        parts = [
-            f"{method.title}  round {index + 1}/{method.rounds}",
-            f"train loss {figures.train_loss:.3f}",
-            f"val loss {figures.val_loss:.3f}",
-            f"val accuracy {percent(figures.val_accuracy)} %",
-        ]
-        if figures.expected_cost is not None:
-            unit = self._federation.costs.unit
-            parts.append(f"expected cost {quantity(figures.expected_cost, unit)}")
+        parts = [f"{method.title}  round {index + 1}/{method.rounds}"]
+        if figures.train_loss is not None:
+            parts.append(f"train loss {figures.train_loss:.3f}")
+        if figures.val_loss is not None:
+            parts.append(f"val loss {figures.val_loss:.3f}")
+        if figures.val_accuracy is not None:
+            parts.append(f"val accuracy {percent(figures.val_accuracy)} %")
+        if figures.expected_cost is not None and self._federation.unit is not None:
+            parts.append(f"expected cost {quantity(figures.expected_cost, self._federation.unit)}")
+        elif figures.budget_use is not None:
+            parts.append(f"expected cost {percent(figures.budget_use, 1)} % of the budget")
         if figures.alpha_entropy is not None:
             parts.append(f"entropy {figures.alpha_entropy:.3f}")
         self._print("  ".join(parts))
+        if figures.lost:
+            self._print("  every client was dropped: the shared model stays as it is")
+        for one in figures.dropped:
+            self._print(f"  client {one['client']} dropped: {one['reason']}")
         if self._rounds is not None:
             self._progress.advance(self._rounds)
 
     def clients_finished(self, method: Method, results: Sequence[ClientResult]) -> None:
         if self._clients is not None:
             self._progress.advance(self._clients, len(results))
+        for result in results:
+            if result.diverged is not None:
+                self._print(
+                    f"  client {result.client} diverged ({result.diverged}): "
+                    f"its network has had no training of its own"
+                )
 
     def _introduce(self) -> None:
         store, federation = self._federation.store, self._federation

@@ -24,6 +24,7 @@ from metadnas_ext.config import Config
 from metadnas_ext.errors import RunError
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.federated.runner import load_config
+from metadnas_ext.files import LOCK, locked
 from metadnas_ext.space import cheapest_cost
 
 from .federated._tiny import METHODS, TINY, events, run_in
@@ -265,6 +266,47 @@ def test_resume_with_another_configuration_names_the_keys(finished: Path) -> Non
     assert "data.clients" not in message
 
 
+def test_resume_with_another_preset_names_the_keys(finished: Path) -> None:
+    """A preset is as much a request for its values as flags are."""
+    again = ["compare", "--resume", "--out", str(finished)]
+    message = one_line_error(metadnas(*again, "--preset", "paper", *SMALL))
+    assert "data.dataset ('digits', 'cifar10')" in message
+    assert "server.cohort (16, 10)" in message
+    assert "server.rounds" not in message  # --set gave the saved value
+    assert metadnas(*again, "--preset", "quick", *SMALL).exit_code == 0
+
+
+def test_a_folder_in_use_is_refused(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with locked(finished):
+        message = one_line_error(metadnas("compare", "--resume", "--out", str(finished)))
+    assert f"{finished} is in use by another process (number {os.getpid()})" in message
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")}.keys() == before.keys()
+
+
+@pytest.mark.parametrize("held", [".", "seed-1"])
+def test_every_folder_of_a_comparison_is_locked(held: str, tmp_path: Path) -> None:
+    """Also against a run that goes on with one of its seeds alone."""
+    arguments = ["compare", *SMALL, *SEEDED, "--seeds", "0,1", "--out", "study"]
+    with locked(tmp_path / "study" / held):
+        message = one_line_error(metadnas(*arguments))
+        assert f"{Path('study') / held} is in use by another process" in message
+    assert [p.name for p in (tmp_path / "study").rglob("*") if p.is_file()] == []
+    assert metadnas(*arguments).exit_code == 0  # the empty folders are not in the way
+    assert not list((tmp_path / "study").rglob(LOCK))
+    with locked(tmp_path / "study" / held):
+        assert "is in use" in one_line_error(metadnas("compare", "--out", "study", "--resume"))
+
+
+def test_seeds_are_gone_on_with_whatever_seed_the_preset_has(tmp_path: Path) -> None:
+    arguments = ["compare", *SMALL, *SEEDED, "--out", "study"]
+    assert metadnas(*arguments, "--seeds", "3,4").exit_code == 0
+    again = metadnas(*arguments, "--resume", "--preset", "quick")
+    assert again.exit_code == 0, again.output
+    message = one_line_error(metadnas(*arguments, "--resume", "--seed", "3"))
+    assert "run.seed (4, 3)" in message
+
+
 def test_resume_with_other_methods(finished: Path) -> None:
     resume = ["--resume", "--out", str(finished)]
     message = "the run holds fedavg, fedavg_ft; given: "
@@ -388,9 +430,22 @@ def test_tensorboard_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_divergence_is_one_line_and_keeps_the_folder(tmp_path: Path) -> None:
     result = metadnas("search", *SMALL, "--set", "client.lr=1e30", "--set", "client.clip=0")
     message = one_line_error(result)
-    assert re.match(r"error: round 0: the loss of client \d is (nan|inf)", message)
+    assert "Meta-DNAS: every client diverged in each of the last 2 rounds" in message
+    assert "a lower client.lr" in message
+    output = " ".join(result.stdout.split())
+    assert re.search(r"client \d dropped: loss is (nan|inf)", output)
     config, methods = load_config(tmp_path / "runs" / "search-digits-0")
     assert (config.client.lr, methods) == (1e30, ["meta_dnas"])
+
+
+def test_a_client_that_diverges_in_fine_tuning_is_named(tmp_path: Path) -> None:
+    rates = ["client.optimizer=sgd", "client.clip=0", "personalise.finetune_lr=1e30"]
+    more = [argument for rate in rates for argument in ("--set", rate)]
+    result = metadnas("search", *SMALL, "--set", "server.rounds=0", *more)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.stdout.split())
+    for client in range(4):
+        assert re.search(rf"client {client} diverged \(.* is (nan|inf)\)", output)
 
 
 def test_settings_come_from_preset_file_flags_and_set_in_this_order(tmp_path: Path) -> None:

@@ -45,10 +45,7 @@ def save(run_dir: Path, checkpoint: Checkpoint, keep: int) -> None:
     }
     manifest = {"sha256": _hash(body), "body": body}
     write_atomic(path.with_suffix(".json"), json.dumps(manifest, allow_nan=False).encode())
-    for old in _steps(folder)[:-keep]:
-        # The manifest first: what has none is no checkpoint.
-        (folder / f"{old:08d}.json").unlink(missing_ok=True)
-        (folder / f"{old:08d}.safetensors").unlink(missing_ok=True)
+    _remove_before(folder, _steps(folder)[-keep:][0])
 
 
 def load_latest(run_dir: Path) -> Checkpoint | None:
@@ -66,6 +63,14 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
     if steps:
         raise RunError(f"every checkpoint in {folder} is damaged ({len(steps)} of them)")
     return None
+
+
+def _remove_before(folder: Path, first: int) -> None:
+    """Removes older checkpoints, and what a crash while removing one has left of it."""
+    old = [p for p in folder.iterdir() if p.stem.isdigit() and int(p.stem) < first]
+    # The manifest first: what has none is no checkpoint.
+    for path in sorted(old, key=lambda p: (p.suffix != ".json", p.name)):
+        path.unlink(missing_ok=True)
 
 
 def _load(folder: Path, step: int) -> Checkpoint:

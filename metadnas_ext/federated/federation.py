@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,18 +11,24 @@ from torch import Tensor
 
 from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, ImageStore, load_dataset, partition, split_clients
-from metadnas_ext.errors import BudgetError, ConfigError, DataError
-from metadnas_ext.search.discretize import cheapest_within
+from metadnas_ext.errors import ConfigError, DataError
+from metadnas_ext.federated.devices import (
+    assigned_devices,
+    client_budgets,
+    common_table,
+    device_tables,
+)
 from metadnas_ext.seeding import derived_seed, generator
-from metadnas_ext.space import CostTable, NetworkShape, cost_table, dearest_cost
+from metadnas_ext.space import CohortCosts, CostTable, NetworkShape
 
 
 @dataclass(frozen=True)
 class Federation:
-    """Clients 0 .. n-1 with their data splits and budgets.
+    """Clients 0 .. n-1 with their data splits, devices and budgets.
 
-    `seen` take part in rounds; `unseen` never do and are adapted once, at the end. `budgets` is
-    float64 [n], in the unit of `costs`.
+    `seen` take part in rounds; `unseen` never do and are adapted once, at the end. `tables` are the
+    costs on each device class, `device_of` is each client's class; `budgets` is float64 [n], each
+    in the unit of the client's own table.
     """
 
     config: Config
@@ -30,7 +37,8 @@ class Federation:
     seen: tuple[int, ...]
     unseen: tuple[int, ...]
     shape: NetworkShape
-    costs: CostTable
+    tables: tuple[CostTable, ...]
+    device_of: tuple[int, ...]
     budgets: Tensor
 
     @classmethod
@@ -40,7 +48,7 @@ class Federation:
         Raises DataError, ConfigError or BudgetError, before anything is written, if the run cannot
         work: see the messages.
         """
-        store = _load(config)
+        store = load_images(config)
         labels = store.labels.numpy()
         data = config.data
         parts = partition(
@@ -60,21 +68,26 @@ class Federation:
         splits = split_clients(
             parts, labels, fractions, seed=derived_seed(config.run.seed, "split")
         )
-        shape = NetworkShape(
-            channels=config.space.channels,
-            layers=config.space.layers,
-            nodes=config.space.nodes,
-            classes=len(store.classes),
-            image_size=store.image_size,
-            image_channels=store.channels,
-            stem_multiplier=config.space.stem_multiplier,
-            candidates=config.space.candidates,
-        )
-        costs = cost_table(shape, config.budget.unit)
+        shape = network_shape(config, len(store.classes), store.image_size, store.channels)
         seen, unseen = _seen_and_unseen(config)
         _check_batches(config, shape, splits)
-        budgets = _budgets(config, costs)
-        return cls(config, store, tuple(splits), seen, unseen, shape, costs, budgets)
+        tables, device_of = device_tables(config, shape), assigned_devices(config)
+        budgets = client_budgets(config, tables, device_of)
+        return cls(config, store, tuple(splits), seen, unseen, shape, tables, device_of, budgets)
+
+    def fingerprint(self) -> str:
+        """A hash of what the configuration alone does not decide: labels, splits, costs, budgets.
+
+        Pixels are not in it: reading all of them would take too long.
+        """
+        digest = hashlib.sha256()
+        parts = [s for split in self.splits for s in (split.train, split.val, split.test)]
+        tables = [t for table in self.tables for t in (table.normal, table.reduce)]
+        fixed = torch.tensor([table.fixed for table in self.tables], dtype=torch.float64)
+        for tensor in (self.store.labels, *parts, *tables, fixed, self.budgets):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def sample(self, round_index: int) -> list[int]:
         """The clients of a round, in ascending order."""
@@ -93,12 +106,58 @@ class Federation:
     def of(self, clients: Sequence[int]) -> list[ClientSplit]:
         return [self.splits[client] for client in clients]
 
+    def costs_of(self, client: int) -> CostTable:
+        """What candidates cost on the client's device."""
+        return self.tables[self.device_of[client]]
+
+    def device_name(self, client: int) -> str:
+        """The entry of `budget.devices`, or the unit that all clients count in."""
+        budget = self.config.budget
+        return (budget.devices or (budget.unit,))[self.device_of[client]]
+
+    def cohort_costs(self, clients: Sequence[int]) -> CostTable | CohortCosts:
+        """The table that all clients of the federation share, or one for each of `clients`."""
+        if len(self.tables) == 1:
+            return self.tables[0]
+        return CohortCosts.of([self.costs_of(client) for client in clients])
+
+    def common_budget(self) -> tuple[CostTable, float]:
+        """A table and a budget such that what fits is within every client's: see `common_table`."""
+        return common_table(self.tables, self.device_of, self.budgets)
+
     @property
-    def tightest_budget(self) -> float:
-        return float(self.budgets.min())
+    def costs(self) -> CostTable:
+        """The table that all clients share. ValueError if there are several: use `costs_of`."""
+        if len(self.tables) != 1:
+            raise ValueError(f"the clients have {len(self.tables)} cost tables, not one")
+        return self.tables[0]
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of all costs; None if devices differ in it."""
+        units = {table.unit for table in self.tables}
+        return units.pop() if len(units) == 1 else None
 
 
-def _load(config: Config) -> ImageStore:
+def network_shape(
+    config: Config, classes: int, image_size: int, image_channels: int
+) -> NetworkShape:
+    """Geometry of the networks of a run on images of this kind."""
+    space = config.space
+    return NetworkShape(
+        channels=space.channels,
+        layers=space.layers,
+        nodes=space.nodes,
+        classes=classes,
+        image_size=image_size,
+        image_channels=image_channels,
+        stem_multiplier=space.stem_multiplier,
+        candidates=space.candidates,
+    )
+
+
+def load_images(config: Config) -> ImageStore:
+    """The dataset of a run."""
     data = config.data
     return load_dataset(
         data.dataset,
@@ -119,21 +178,6 @@ def _seen_and_unseen(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
         )
     order = torch.randperm(clients, generator=generator(config.run.seed, "unseen")).tolist()
     return tuple(sorted(order[count:])), tuple(sorted(order[:count]))
-
-
-def _budgets(config: Config, costs: CostTable) -> Tensor:
-    cheapest = cheapest_within(costs, config.client.max_skips)
-    dearest = dearest_cost(costs)
-    levels = [level * dearest if level <= 1 else level for level in config.budget.levels]
-    for given, level in zip(config.budget.levels, levels, strict=True):
-        if level < cheapest:
-            share = "" if given > 1 else f" (a share of {given:g})"
-            raise BudgetError(
-                f"budget.levels: {level:.0f} {costs.unit}{share} is below the cheapest feasible "
-                f"cost of {cheapest:.0f} {costs.unit} (a share of {cheapest / dearest:.3f})"
-            )
-    clients = config.data.clients
-    return torch.tensor([levels[c % len(levels)] for c in range(clients)], dtype=torch.float64)
 
 
 def _check_batches(config: Config, shape: NetworkShape, splits: Sequence[ClientSplit]) -> None:

@@ -20,18 +20,22 @@ from torch import Tensor
 
 from metadnas_ext import models
 from metadnas_ext.config import Config
-from metadnas_ext.errors import RunError
+from metadnas_ext.errors import DivergenceError, RunError
 from metadnas_ext.federated import checkpoint
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.files import write_json
+from metadnas_ext.files import LOCK, write_json
 from metadnas_ext.methods import METHODS, Method, RoundFigures
+from metadnas_ext.methods.survivors import personalised
 from metadnas_ext.report.result import ClientResult
+from metadnas_ext.search.training import DIVERGENCE_HINT
 from metadnas_ext.space import Genotype
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 GENOTYPES = "genotypes.json"
+UNFINISHED = {METRICS, f".{CONFIG}.tmp", LOCK}
+"""What a run folder may hold before its configuration: it is none yet."""
 
 
 class Observer(Protocol):
@@ -67,22 +71,33 @@ class MethodProgress:
 
 @dataclass
 class Progress:
-    """How far the run has come; with the tensors it decides everything that follows."""
+    """How far the run has come; with the tensors it decides everything that follows.
+
+    `fingerprint` is that of the federation it runs on.
+    """
 
     step: int = 0
     metrics_bytes: int = 0
     methods: dict[str, MethodProgress] = field(default_factory=dict)
+    fingerprint: str | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Progress:
         methods = {name: MethodProgress(**values) for name, values in data["methods"].items()}
-        return cls(data["step"], data["metrics_bytes"], methods)
+        return cls(data["step"], data["metrics_bytes"], methods, data.get("fingerprint"))
 
 
 def check_free(run_dir: Path) -> None:
-    """RunError if something is at `run_dir` already."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    """RunError if something is at `run_dir` already, but for a run that was never quite made."""
+    if run_dir.exists() and not _unfinished(run_dir):
         raise RunError(f"{run_dir} exists already; choose another --out, or go on with --resume")
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether a folder, of a run or of one a seed, holds no more than one that is being made."""
+    if not path.is_dir():
+        return path.name in UNFINISHED and (path.name != METRICS or path.stat().st_size == 0)
+    return all(_unfinished(entry) for entry in path.iterdir())
 
 
 def create_run(run_dir: Path, config: Config, methods: Sequence[str]) -> None:
@@ -109,6 +124,18 @@ def load_config(run_dir: Path) -> tuple[Config, list[str]]:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
+def _check_survivors(method: Method, history: Sequence[RoundFigures]) -> None:
+    """DivergenceError if for too many rounds in a row, or in all of them, no client was left."""
+    limit = min(method.config.server.lost_rounds, method.rounds)
+    recent = history[-limit:] if limit else []
+    if recent and len(recent) == limit and all(figures.lost for figures in recent):
+        last = recent[-1].dropped[0]
+        raise DivergenceError(
+            f"{method.title}: every client diverged in each of the last {limit} rounds, at last "
+            f"client {last['client']}: {last['reason']}; {DIVERGENCE_HINT}"
+        )
+
+
 @contextmanager
 def _writing(run_dir: Path) -> Iterator[None]:
     """A full disk is not a bug: RunError. What was saved before is whole."""
@@ -131,7 +158,10 @@ def _cut(metrics: Path, size: int) -> None:
 
 
 class Runner:
-    """Runs `methods` one after another in `run_dir`, from its last checkpoint."""
+    """Runs `methods` one after another in `run_dir`, from its last checkpoint.
+
+    Whoever runs holds the folder's lock (`files.locked`), from before the Runner is made.
+    """
 
     def __init__(
         self,
@@ -149,9 +179,11 @@ class Runner:
         latest = checkpoint.load_latest(run_dir)
         if latest is not None:
             self.progress = Progress.from_json(latest.progress)
+            self._check_federation()
             for name, tensor in latest.tensors.items():
                 key, _, part = name.partition("/")
                 self._tensors.setdefault(key, {})[part] = tensor
+        self.progress.fingerprint = federation.fingerprint()
         _cut(run_dir / METRICS, self.progress.metrics_bytes)
 
     def run(self) -> dict[str, list[ClientResult]]:
@@ -192,6 +224,7 @@ class Runner:
     def _train(self, method: Method, progress: MethodProgress) -> None:
         history = [RoundFigures(**figures) for figures in progress.history]
         while not progress.trained:
+            _check_survivors(method, history)
             if len(history) >= method.rounds or method.converged(history):
                 progress.trained = True
                 genotype = method.shared_genotype()
@@ -221,7 +254,7 @@ class Runner:
             if done.issuperset(group):
                 continue
             start = time.monotonic()
-            results = sorted(method.personalise(group), key=lambda result: result.client)
+            results = personalised(method, group)
             seconds = time.monotonic() - start
             progress.results += [result.to_json() for result in results]
             self._keep_models(method, results)
@@ -244,11 +277,20 @@ class Runner:
         store, shape = self.federation.store, self.federation.shape
         with _writing(self.run_dir):
             for result in results:
-                if result.weights is not None and result.genotype is not None:
+                if result.weights and result.genotype is not None:
                     genotype = Genotype.from_json(result.genotype)
                     card = models.Card(shape, genotype, store.classes, store.mean, store.std)
                     path = models.model_path(self.run_dir, method.name, result.client)
                     models.save(path, card, result.weights)
+
+    def _check_federation(self) -> None:
+        """RunError if the data, a device profile or what is made of them has changed."""
+        saved = self.progress.fingerprint
+        if saved is not None and saved != self.federation.fingerprint():
+            raise RunError(
+                f"the images, their split over clients or a device profile of {self.run_dir} "
+                f"have changed since the run was started; put them back, or start another run"
+            )
 
     def _save(self, event: dict[str, Any]) -> None:
         with _writing(self.run_dir):

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.report.result import ClientResult
+from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.space import Genotype
 
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """What one round reports. Accuracies in 0..1; None: the method has no such figure.
+    """What one round reports, over the clients that were not dropped. Accuracies in 0..1.
 
-    `alpha_entropy` and `skips` are the server's; `client_entropy` and `client_skips` are means over
-    the round's clients, of their own α and the architecture it gives within their budget;
-    `hessian_eigenvalue` is the clients' mean of the largest one of ∇²_α L_val.
+    None: the method has no such figure, or every client was dropped. `alpha_entropy` and `skips`
+    are the server's; `client_entropy` and `client_skips` are means over the round's clients, of
+    their own α and the architecture it gives within their budget; `hessian_eigenvalue` is the
+    clients' mean of the largest one of ∇²_α L_val.
     """
 
     clients: list[int]
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
+    train_loss: float | None
+    val_loss: float | None
+    val_accuracy: float | None
     bytes_up: int
     bytes_down: int
     alpha_entropy: float | None = None
@@ -35,9 +36,32 @@ class RoundFigures:
     client_entropy: float | None = None
     client_skips: float | None = None
     hessian_eigenvalue: float | None = None
+    budget_use: float | None = None
+    """Expected cost over the client's own budget, mean over clients."""
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    """Clients whose numbers were not finite, each with `client` and `reason`."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether no client was left: the state is what it was before."""
+        return len(self.dropped) == len(self.clients)
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A network for a client whose personalisation diverged: theta (P), running (R), as they are.
+
+    `recalibrated`: running statistics are to be taken anew on the client's data.
+    """
+
+    genotype: Genotype
+    theta: Tensor
+    running: Tensor
+    kept: Kept
+    recalibrated: bool
 
 
 class Method(ABC):
@@ -88,6 +112,10 @@ class Method(ABC):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Goes on from what `state` returned."""
 
+    @abstractmethod
+    def fallback(self, client: int) -> Fallback:
+        """What the client has without training of its own, from the state after all rounds."""
+
     def shared_genotype(self) -> Genotype | None:
         """The architecture the server stands for, if the method has one."""
         return None
@@ -98,8 +126,10 @@ class Method(ABC):
         if patience == 0 or len(history) <= patience:
             return False
         recent = history[-patience - 1 :]
+        if any(figures.lost for figures in recent):
+            return False
         for values in (
-            [figures.val_accuracy for figures in recent],
+            [figures.val_accuracy or 0.0 for figures in recent],
             [figures.alpha_entropy or 0.0 for figures in recent],
         ):
             if max(values) - min(values) > tolerance:

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.client_rows import ClientRows
-from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import local_batches, weight_gradient
 from metadnas_ext.methods.fedavg import FedAvgFineTuned
 from metadnas_ext.nn import NetworkPlan
-from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.cohort import Cohort, TrainBatches
-from metadnas_ext.search.training import Training, Watch
+from metadnas_ext.search.training import Training, Watch, check_update
 
 
 @dataclass
@@ -59,10 +57,6 @@ class Ditto(FedAvgFineTuned):
         super().load_state(tensors)
         self.personal.load_state(tensors)
 
-    def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
-        personal = self._start(clients).personal
-        return self._finish(clients, personal, AdaptationCurve(self.federation))
-
     def _start(self, clients: Sequence[int]) -> DittoCohort:
         cohort = super()._start(clients)
         received = torch.cat([cohort.theta, cohort.running], dim=1)
@@ -71,6 +65,9 @@ class Ditto(FedAvgFineTuned):
         )
         personal = Cohort(cohort.splits, theta.contiguous(), running.contiguous())
         return DittoCohort(cohort.splits, cohort.theta, cohort.running, personal=personal)
+
+    def _own(self, clients: Sequence[int]) -> Cohort:
+        return self._start(clients).personal
 
     def _fit(self, cohort: Cohort, where: str) -> Tensor:
         assert isinstance(cohort, DittoCohort)
@@ -130,4 +127,6 @@ def take_turns(
             total[:active] += losses
         if watch is not None:
             watch(step + 1)
+    for model, _ in models:
+        check_update(model, where)
     return total / torch.tensor(steps[0]).clamp(min=1)

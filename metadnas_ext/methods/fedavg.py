@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.methods.base import Method, RoundFigures
+from metadnas_ext.methods.base import Fallback, Method, RoundFigures
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import (
     client_result,
@@ -18,6 +18,7 @@ from metadnas_ext.methods.derived import (
     train_locally,
 )
 from metadnas_ext.methods.local_parts import LocalParts
+from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.nn import NetworkPlan, derived_plan
 from metadnas_ext.ops import weighted_mean
 from metadnas_ext.report.result import ClientResult
@@ -32,7 +33,7 @@ class FedAvg(Method):
     """McMahan et al. (AISTATS 2017): average the clients' weights, one model for all.
 
     The architecture is fixed by hand, as wide a network as every client can afford: the dearest one
-    within the tightest budget.
+    within the tightest budget (on several kinds of devices: `Federation.common_budget`).
     """
 
     name = "fedavg"
@@ -42,7 +43,7 @@ class FedAvg(Method):
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        self.genotype = max_cost_genotype(federation.costs, federation.tightest_budget)
+        self.genotype = max_cost_genotype(*federation.common_budget())
         self.plan = derived_plan(federation.shape, self.genotype)
         self.theta = self.plan.initial(1, generator(self.config.run.seed, "weights"))[0]
         self.running = self.plan.initial_running(1)[0]
@@ -60,9 +61,13 @@ class FedAvg(Method):
 
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
-        finished = [
-            self._train(group, f"round {index}") for group in self.federation.cohorts(sampled)
-        ]
+        finished, dropped = without_diverged(
+            self.federation.cohorts(sampled), lambda group: self._train(group, f"round {index}")
+        )
+        numbers = self.theta.numel() + self.running.numel() - self.local.numbers
+        message = 4 * numbers  # bytes
+        if not finished:
+            return lost_round(sampled, dropped, message * len(sampled))
         cohorts, losses, evaluations = zip(*finished, strict=True)
         joined = joiner(cohorts)
         sizes = joined([cohort.train_sizes for cohort in cohorts])
@@ -72,18 +77,24 @@ class FedAvg(Method):
         self._keep(cohorts)
         val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
         val_loss, val_accuracy = round_accuracy(val)
-        numbers = self.theta.numel() + self.running.numel() - self.local.numbers
         return RoundFigures(
             clients=sampled,
             train_loss=mean_over_clients(joined(losses), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            bytes_up=4 * numbers * len(sampled),
-            bytes_down=4 * numbers * len(sampled),
+            bytes_up=message * (len(sampled) - len(dropped)),
+            bytes_down=message * len(sampled),
+            dropped=dropped_json(dropped),
         )
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
-        return self._finish(clients, self._start(clients), AdaptationCurve(self.federation))
+        return self._finish(clients, self._own(clients), AdaptationCurve(self.federation))
+
+    def fallback(self, client: int) -> Fallback:
+        model = self._own([client])
+        return Fallback(
+            self.genotype, model.theta[0], model.running[0], "fixed", recalibrated=False
+        )
 
     def _train(self, group: Sequence[int], where: str) -> tuple[Cohort, Tensor, Evaluation]:
         """Local training of some clients from the global model: training losses, validation."""
@@ -96,6 +107,10 @@ class FedAvg(Method):
         """Clients with what the server sends and what they have kept."""
         splits = ordered(self.federation.of(clients), self.config.client.batch_size)
         return self.local.cohort(splits, self.theta, self.running)
+
+    def _own(self, clients: Sequence[int]) -> Cohort:
+        """Clients with the model that is theirs after all rounds."""
+        return self._start(clients)
 
     def _fit(self, cohort: Cohort, where: str) -> Tensor:
         """A round's training of a cohort, in place; mean losses (G)."""

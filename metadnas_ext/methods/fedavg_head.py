@@ -10,7 +10,7 @@ from metadnas_ext.methods.fedavg import FedAvgFineTuned
 from metadnas_ext.methods.local_parts import head_start
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Cohort
-from metadnas_ext.search.training import Training, Watch
+from metadnas_ext.search.training import Training, Watch, check_update
 
 
 class FedAvgHead(FedAvgFineTuned):
@@ -52,4 +52,5 @@ class FedAvgHead(FedAvgFineTuned):
             total[:active] += losses
             if watch is not None:
                 watch(step + 1)
+        check_update(cohort, key)
         return total / torch.tensor(batches.steps).clamp(min=1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import ServerState, server_step
-from metadnas_ext.methods.base import Method, RoundFigures
+from metadnas_ext.methods.base import Fallback, Method, RoundFigures
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import (
     Searched,
@@ -19,19 +20,28 @@ from metadnas_ext.methods.derived import (
     finetune,
     inherited,
     joiner,
+    local_batches,
     mean_over_clients,
     round_accuracy,
 )
 from metadnas_ext.methods.local_parts import LocalParts
+from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.nn import supernet_plan
-from metadnas_ext.report.result import ClientResult
+from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.search import discretize
 from metadnas_ext.search.architect import ARCHITECTS, meta_gradient
-from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
+from metadnas_ext.search.cohort import Cohort, ordered
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.objective import Objective, entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
-from metadnas_ext.search.training import Evaluation, Training, evaluate, recalibrate, train
+from metadnas_ext.search.training import (
+    Evaluation,
+    Training,
+    check_update,
+    evaluate,
+    recalibrate,
+    train,
+)
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Genotype, edges, expected_cost
 
@@ -50,6 +60,18 @@ class Adapted:
     searched: dict[int, Searched]
     genotypes: dict[int, Genotype]
     curve: AdaptationCurve
+
+
+class Part(NamedTuple):
+    """A group's part of a round: adapted clients, training losses (G), meta-gradient of α
+    (G, 2, E, O), validation figures, Hessian's eigenvalues (G) if the round has them.
+    """
+
+    cohort: Cohort
+    losses: Tensor
+    grad: Tensor
+    val: Evaluation
+    sharpness: Tensor | None
 
 
 class MetaDNAS(Method):
@@ -95,11 +117,11 @@ class MetaDNAS(Method):
         `relaxation`: of the search behind α, by default that of the last round's end.
         """
         federation, config = self.federation, self.config.client
-        budget = None if client is None else float(federation.budgets[client])
         return discretize(
             (alpha[0], alpha[1]),
-            federation.costs,
-            budget,
+            # Without a budget any client's table will do: it only names the candidates.
+            federation.costs_of(client or 0),
+            None if client is None else float(federation.budgets[client]),
             relaxation=relaxation or relaxation_of(config, 1, 1),
             max_skips=config.max_skips,
         )
@@ -111,25 +133,10 @@ class MetaDNAS(Method):
 
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
-        where = f"round {index}"
-        relaxation, epochs = self.relaxation(index), self.config.client.epochs
-        warmup = max(0, self.config.client.alpha_warmup - index * epochs)
-        finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]] = []
-        for group in self.federation.cohorts(sampled):
-            key, pull = f"round/{index}", self._pull()
-            cohort, losses = self.search(group, epochs, key, where, pull, relaxation, warmup)
-            grad, val = meta_gradient(
-                self.plan,
-                cohort,
-                self.config.client,
-                self.federation.costs,
-                self.federation.budgets[cohort.clients],
-                self.federation.store,
-                where,
-                relaxation,
-            )
-            finished.append((cohort, losses, grad, val))
-        return self._close(index, sampled, finished)
+        finished, dropped = without_diverged(
+            self.federation.cohorts(sampled), lambda group: self._take_part(group, index)
+        )
+        return self._close(index, sampled, finished, dropped)
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         settings = self.config.personalise
@@ -176,17 +183,9 @@ class MetaDNAS(Method):
         """
         federation, config = self.federation, self.config.client
         cohort = self._start(clients)
-        batches = TrainBatches(
-            federation.store,
-            cohort.splits,
-            config.batch_size,
-            epochs,
-            self.config.data.augment,
-            self.config.run.seed,
-            key,
-        )
-        budgets = federation.budgets[cohort.clients]
-        objective = Objective.of(config, relaxation, federation.costs, budgets, pull)
+        batches = local_batches(federation, cohort, epochs, key)
+        costs, budgets = federation.cohort_costs(cohort.clients), federation.budgets[cohort.clients]
+        objective = Objective.of(config, relaxation, costs, budgets, pull)
         architect = ARCHITECTS[config.order](
             self.plan, cohort, config, objective, relaxation, where, warmup
         )
@@ -197,7 +196,16 @@ class MetaDNAS(Method):
         if relaxation.stochastic:
             # The running statistics are of drawn weights: those of the mixture are others.
             recalibrate(self.plan, cohort, federation.store, config.batch_size, relaxation)
+            check_update(cohort, where)
         return cohort, losses
+
+    def fallback(self, client: int) -> Fallback:
+        return self._as_it_is(client, self.genotype(self.server.alpha, client), "meta")
+
+    def _as_it_is(self, client: int, genotype: Genotype, kept: Kept) -> Fallback:
+        """The client's network of this architecture, with weights as it starts from them."""
+        rows = inherited(self.plan, self._start([client]), {client: genotype})
+        return Fallback(genotype, *rows[client], kept, recalibrated=True)
 
     def _start(self, clients: Sequence[int]) -> Cohort:
         """Clients with what the server sends and what they have kept."""
@@ -229,7 +237,8 @@ class MetaDNAS(Method):
         assert cohort.alpha is not None
         store, size = self.federation.store, self.config.client.batch_size
         accuracy = evaluate(self.plan, cohort, store, "test", size, None, relaxation).accuracy
-        cost = expected_cost(self.federation.costs, *relaxation.mixture(cohort.alpha).chances)
+        costs = self.federation.cohort_costs(cohort.clients)
+        cost = expected_cost(costs, *relaxation.mixture(cohort.alpha).chances)
         rows = dict(enumerate(cohort.clients))
         searched = {c: Searched(float(accuracy[row]), float(cost[row])) for row, c in rows.items()}
         genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
@@ -247,14 +256,38 @@ class MetaDNAS(Method):
             before=adapted.epochs,
         )
 
+    def _take_part(self, group: list[int], index: int) -> Part:
+        """Some clients' part of a round; the state stays as it is."""
+        where, relaxation, epochs = (
+            f"round {index}",
+            self.relaxation(index),
+            self.config.client.epochs,
+        )
+        warmup = max(0, self.config.client.alpha_warmup - index * epochs)
+        cohort, losses = self.search(
+            group, epochs, f"round/{index}", where, self._pull(), relaxation, warmup
+        )
+        grad, val = meta_gradient(
+            self.plan,
+            cohort,
+            self.config.client,
+            self.federation.cohort_costs(cohort.clients),
+            self.federation.budgets[cohort.clients],
+            self.federation.store,
+            where,
+            relaxation,
+        )
+        return Part(cohort, losses, grad, val, self._hessian(cohort, index))
+
     def _close(
-        self,
-        index: int,
-        sampled: list[int],
-        finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]],
+        self, index: int, sampled: list[int], finished: list[Part], dropped: dict[int, str]
     ) -> RoundFigures:
         """The server's step and the round's figures, clients in ascending order."""
-        cohorts, losses, grads, evaluations = zip(*finished, strict=True)
+        numbers = sum(tensor.numel() for tensor in self._shared()) - self.local.numbers
+        if not finished:
+            return lost_round(sampled, dropped, 4 * numbers * len(sampled))
+        survivors = [client for client in sampled if client not in dropped]
+        cohorts, losses, grads, evaluations, sharpness = zip(*finished, strict=True)
         joined = joiner(cohorts)
         sizes = joined([cohort.train_sizes for cohort in cohorts])
         alpha = joined([cohort.alpha for cohort in cohorts])
@@ -270,24 +303,26 @@ class MetaDNAS(Method):
         server.theta, server.running, server.alpha = self.local.keep(cohorts, *self._shared())
         val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
         relaxation = self.relaxation(index)
-        cost = expected_cost(self.federation.costs, *relaxation.mixture(alpha).chances)
+        costs, budgets = self.federation.cohort_costs(survivors), self.federation.budgets[survivors]
+        cost = expected_cost(costs, *relaxation.mixture(alpha).chances)
         val_loss, val_accuracy = round_accuracy(val)
-        numbers = sum(tensor.numel() for tensor in self._shared()) - self.local.numbers
         return RoundFigures(
             clients=sampled,
             train_loss=mean_over_clients(joined(losses), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            bytes_up=4 * numbers * len(sampled),
+            bytes_up=4 * numbers * len(survivors),
             bytes_down=4 * numbers * len(sampled),
             alpha_entropy=float(entropy(relaxation.log_chances(self.server.alpha[None]))),
-            expected_cost=float(cost.mean()),
+            expected_cost=None if self.federation.unit is None else float(cost.mean()),
+            budget_use=float((cost / budgets).mean()),
             skips=float(_skips(self.genotype(self.server.alpha))),
             client_entropy=float(entropy(relaxation.log_chances(alpha)).double().mean()),
             client_skips=_mean(
-                [_skips(self.genotype(a, c)) for a, c in zip(alpha, sampled, strict=True)]
+                [_skips(self.genotype(a, c)) for a, c in zip(alpha, survivors, strict=True)]
             ),
-            hessian_eigenvalue=self._hessian(index, cohorts, joined),
+            hessian_eigenvalue=None if None in sharpness else _mean(joined(sharpness).tolist()),
+            dropped=dropped_json(dropped),
         )
 
     def _alpha_lr(self, index: int) -> float:
@@ -296,26 +331,20 @@ class MetaDNAS(Method):
         warm = (index + 1) * client.epochs > client.alpha_warmup
         return self.config.server.alpha_lr if warm else 0.0
 
-    def _hessian(
-        self, index: int, cohorts: Sequence[Cohort], joined: Callable[[Sequence[Tensor]], Tensor]
-    ) -> float | None:
-        """Mean over the clients, at the end of their search; None in rounds without it."""
+    def _hessian(self, cohort: Cohort, index: int) -> Tensor | None:
+        """∇²_α's largest eigenvalues (G) at the end of a search; None in rounds without them."""
         every = self.config.server.hessian_every
         if every == 0 or (index + 1) % every > 0:
             return None
-        eigenvalues = [
-            alpha_hessian_eigenvalue(
-                self.plan,
-                cohort,
-                self.relaxation(index),
-                self.federation.store,
-                self.config.client.batch_size,
-                f"round {index}",
-                self.config.run.seed,
-            )
-            for cohort in cohorts
-        ]
-        return _mean(joined(eigenvalues).tolist())
+        return alpha_hessian_eigenvalue(
+            self.plan,
+            cohort,
+            self.relaxation(index),
+            self.federation.store,
+            self.config.client.batch_size,
+            f"round {index}",
+            self.config.run.seed,
+        )
 
 
 def _skips(genotype: Genotype) -> int:

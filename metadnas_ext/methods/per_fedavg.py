@@ -9,7 +9,7 @@ from metadnas_ext.methods.derived import local_batches, weight_gradient
 from metadnas_ext.methods.fedavg import FedAvgFineTuned
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
-from metadnas_ext.search.training import Training
+from metadnas_ext.search.training import Training, check_update
 
 HESSIAN_STEP = 0.01  # of the finite difference, as a norm: DARTS' choice
 
@@ -75,6 +75,7 @@ def meta_train(
         optimizer.step(grad, first)
         plan.update_running(cohort.running[:first], stats, inner.sizes)
         total[:first] += losses
+    check_update(cohort, where)
     return total / torch.tensor(total_steps).clamp(min=1)
 
 

@@ -25,11 +25,12 @@ class RandomArchitecture(SharedAlpha):
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        self._samplers: dict[float, GenotypeSampler] = {}  # by budget
+        self._samplers: dict[tuple[int, float], GenotypeSampler] = {}  # by device and budget
 
     def architecture(self, client: int) -> Genotype:
         budget = float(self.federation.budgets[client])
-        if budget not in self._samplers:
-            self._samplers[budget] = GenotypeSampler(self.federation.costs, budget)
+        kind = self.federation.device_of[client], budget
+        if kind not in self._samplers:
+            self._samplers[kind] = GenotypeSampler(self.federation.costs_of(client), budget)
         random = generator(self.config.run.seed, "random architecture", client)
-        return self._samplers[budget].draw(random)
+        return self._samplers[kind].draw(random)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from metadnas_ext.methods.base import Fallback
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import client_result, finetune, inherited
 from metadnas_ext.methods.meta_dnas import MetaDNAS
@@ -26,6 +27,9 @@ class SharedAlpha(MetaDNAS):
     def architecture(self, client: int) -> Genotype:
         """What the client trains, within its budget."""
         return self.genotype(self.server.alpha, client)
+
+    def fallback(self, client: int) -> Fallback:
+        return self._as_it_is(client, self.architecture(client), self.kept)
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         genotypes = {client: self.architecture(client) for client in clients}

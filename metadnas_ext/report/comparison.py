@@ -26,7 +26,7 @@ BASELINE = "fedavg_ft"
 class MethodFigures:
     """One method. Accuracies and shares in 0..1; NaN: not measured, or there is no such figure.
 
-    All but `clients`, `missing` and `violations`, which are sums, are means over seeds.
+    All but `clients`, `missing`, `diverged` and `violations`, which are sums, are means over seeds.
     """
 
     method: str
@@ -34,6 +34,8 @@ class MethodFigures:
     clients: int
     missing: int
     """Clients without a test accuracy; no figure counts them."""
+    diverged: int
+    """Clients whose own training diverged: their network is what the server has for them."""
     mean: float
     std: float
     """Over the clients of a seed (population)."""
@@ -151,6 +153,7 @@ def _figures(study: Study, method: str, reference: str, target: float) -> Method
         seeds=len(runs),
         clients=total("clients"),
         missing=total("missing"),
+        diverged=sum(result.diverged is not None for _, result in study.clients(method)),
         mean=average("mean"),
         std=average("std"),
         seed_std=statistics.sample_std([part["mean"] for part in parts]),

@@ -117,7 +117,7 @@ def _client_cells(method: str, seed: int, r: ClientResult, rival: float) -> dict
         "cost": _number(r.cost, quantity(r.cost, r.unit)),
         "budget": _number(r.budget, quantity(r.budget, r.unit)),
         "used": _number(used, percent(used, 1) + over),
-        "kept": _text(r.kept),
+        "kept": _text(r.ended_with),
     }
 
 

@@ -38,7 +38,10 @@ class ClientResult:
     unit: str
     kept: Kept
     weights: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
-    """Parameters and running statistics by name, on their way to `models/`; not in the JSON."""
+    """Parameters and running statistics by name, on their way to `models/`; not in the JSON.
+
+    None or empty: there is no network that could be kept.
+    """
     genotype: dict[str, Any] | None = None
     supernet_accuracy: float | None = None
     """On the test part, of the client's searched supernet: before discretisation."""
@@ -50,6 +53,15 @@ class ClientResult:
     """Optimiser steps on w from the state the server sent to the network kept."""
     adaptation: dict[str, float] | None = None
     """Test accuracy by the number of those steps; behind the last one, that of the end."""
+    device: str | None = None
+    """On what the cost counts: a device profile, or its unit."""
+    diverged: str | None = None
+    """Why the client has a network without training of its own; None: it trained as it should."""
+
+    @property
+    def ended_with(self) -> str:
+        """`kept` for people, with a word on a network that the client did not train."""
+        return self.kept if self.diverged is None else f"{self.kept} (diverged)"
 
     @property
     def over_budget(self) -> bool:
@@ -67,6 +79,10 @@ class ClientResult:
             raise RunError(f"'kept' must be one of {', '.join(get_args(Kept))}, got {kept!r}")
         genotype = record.get("genotype")
         budget = fields.number(record, "budget")
+        device, diverged = (
+            None if record.get(key) is None else fields.text(record, key)
+            for key in ("device", "diverged")
+        )
         return cls(
             client=fields.integer(record, "client"),
             seen=fields.boolean(record, "seen"),
@@ -84,6 +100,8 @@ class ClientResult:
             expected_cost=_finite(fields.number(record, "expected_cost")),
             steps=None if record.get("steps") is None else fields.integer(record, "steps"),
             adaptation=_adaptation(record),
+            device=device,
+            diverged=diverged,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -105,6 +123,8 @@ class ClientResult:
             "expected_cost": _finite(self.expected_cost),
             "steps": self.steps,
             "adaptation": self.adaptation,
+            "device": self.device,
+            "diverged": self.diverged,
         }
 
 

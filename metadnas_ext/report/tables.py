@@ -90,7 +90,7 @@ def client_grid(results: Sequence[ClientResult]) -> Grid:
                 amount(r.cost, r),
                 amount(r.budget, r),
                 f"{share} (over)" if r.over_budget else share,
-                r.kept,
+                r.ended_with,
             )
         )
     figures = summary(results)

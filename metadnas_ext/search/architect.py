@@ -18,7 +18,7 @@ from metadnas_ext.search.objective import CostPenalty, Objective
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer
 from metadnas_ext.search.relaxations import SOFTMAX, Mixing, Relaxation
 from metadnas_ext.search.training import Evaluation, Pass, check_finite, weight_pass
-from metadnas_ext.space import CostTable
+from metadnas_ext.space import CohortCosts, CostTable
 
 
 class Architect(ABC):
@@ -102,8 +102,7 @@ class Architect(ABC):
         check_finite(losses, cohort, self._where, first=rows.start)
         self._objective.advance(mixing.chances, rows)
         self._optimizer.step(grad, rows.stop, rows.start)
-        largest = cohort.alpha[rows].flatten(1).abs().amax(1)
-        check_finite(largest, cohort, self._where, "alpha", rows.start)
+        check_finite(cohort.alpha[rows], cohort, self._where, "alpha", rows.start)
 
 
 class FirstOrder(Architect):
@@ -223,7 +222,7 @@ def meta_gradient(
     plan: NetworkPlan,
     cohort: Cohort,
     config: ClientConfig,
-    costs: CostTable,
+    costs: CostTable | CohortCosts,
     budgets: Tensor,
     store: ImageStore,
     where: str,
@@ -243,7 +242,9 @@ def meta_gradient(
     penalty = CostPenalty(costs, budgets, kind, config.penalty)
     terms = penalty(alpha, relaxation.mixture(alpha).chances, slice(None))
     (step,) = torch.autograd.grad(terms.sum(), alpha)
-    return grad + step, figures
+    grad += step
+    check_finite(grad, cohort, where, "meta-gradient")
+    return grad, figures
 
 
 def validation_gradient(

@@ -12,6 +12,7 @@ from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.architect import norms, per_client, validation_gradient
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.relaxations import Relaxation
+from metadnas_ext.search.training import check_finite
 from metadnas_ext.seeding import generator
 
 
@@ -39,13 +40,14 @@ def alpha_hessian_eigenvalue(
     validation data. A client stops after `iterations` of them, or when its approximate eigenvector
     is off by less than `tolerance` of the eigenvalue.
 
-    Raises DivergenceError, naming `where` and the client, if a loss is not finite.
+    Raises DivergenceError, naming `where` and the client, if a loss or a gradient is not finite.
     """
     assert cohort.alpha is not None
     alpha = cohort.alpha
 
     def gradient(at: Tensor) -> Tensor:
         grad, _ = validation_gradient(plan, cohort, at, relaxation, store, batch_size, where)
+        check_finite(grad, cohort, where, "gradient in alpha")
         return grad.double()
 
     def product(vectors: Tensor) -> Tensor:

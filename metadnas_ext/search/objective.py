@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.search.relaxations import Relaxation, Sigmoid, each
-from metadnas_ext.space import CostTable, expected_cost
+from metadnas_ext.space import CohortCosts, CostTable, expected_cost
 
 if TYPE_CHECKING:
     from metadnas_ext.config import ClientConfig
@@ -35,12 +35,18 @@ class CostPenalty(Term):
     a λ of each client's own, λ <- max(0, λ + rate e) after every step.
 
     Args:
+        costs: one table for all, or each client's own in the order of the cohort.
         budgets: (G) float64, in the unit of `costs`, in the order of the cohort.
         strength: λ, at the start of dual ascent.
     """
 
     def __init__(
-        self, costs: CostTable, budgets: Tensor, kind: str, strength: float, rate: float = 0.0
+        self,
+        costs: CostTable | CohortCosts,
+        budgets: Tensor,
+        kind: str,
+        strength: float,
+        rate: float = 0.0,
     ) -> None:
         self._costs, self._budgets, self._kind = costs, budgets, kind
         self._rate = rate if kind == "dual" else 0.0
@@ -62,7 +68,8 @@ class CostPenalty(Term):
             self.multiplier[rows] = (self.multiplier[rows] + step).clamp(min=0)
 
     def _excess(self, chances: Weights, rows: slice) -> Tensor:
-        return expected_cost(self._costs, *chances) / self._budgets[rows] - 1
+        costs = self._costs.rows(rows) if isinstance(self._costs, CohortCosts) else self._costs
+        return expected_cost(costs, *chances) / self._budgets[rows] - 1
 
 
 class KLToServer(Term):
@@ -109,7 +116,7 @@ class Objective:
         cls,
         config: ClientConfig,
         relaxation: Relaxation,
-        costs: CostTable,
+        costs: CostTable | CohortCosts,
         budgets: Tensor,
         server: Tensor | None,
     ) -> Objective:

@@ -31,6 +31,8 @@ class Pass(NamedTuple):
 Watch = Callable[[int], None]
 """Told how many steps are done, after each of them."""
 
+DIVERGENCE_HINT = "a lower client.lr or client.alpha_lr, or client.clip, may help"
+
 
 class AlphaStep(Protocol):
     """What a search adds to the training of w."""
@@ -81,8 +83,8 @@ def train(
 ) -> Tensor:
     """Trains each client for its own number of steps, in place; its mean training loss, (G).
 
-    With `alpha_step` it is a search. `where` names the phase in the DivergenceError of a loss that
-    is not finite.
+    With `alpha_step` it is a search. `where` names the phase in the DivergenceError of a loss or a
+    result that is not finite.
     """
     optimizer = how.make(cohort.theta, batches.steps)
     total = torch.zeros(len(cohort.splits), dtype=torch.float64)
@@ -100,6 +102,7 @@ def train(
         total[:active] += done.losses
         if watch is not None:
             watch(step + 1)
+    check_update(cohort, where)
     return total / torch.tensor(batches.steps).clamp(min=1)
 
 
@@ -118,21 +121,38 @@ def weight_pass(
     return Pass(losses.detach(), out.stats, grad)
 
 
+def check_update(cohort: Cohort, where: str) -> None:
+    """DivergenceError if a state that training ended with is not finite.
+
+    A loss need not show it: a maximum, as in ReLU, may drop a NaN.
+    """
+    check_finite(cohort.theta, cohort, where, "update of w")
+    check_finite(cohort.running, cohort, where, "update of the running statistics")
+    if cohort.alpha is not None:
+        check_finite(cohort.alpha, cohort, where, "update of alpha")
+
+
 def check_finite(
     values: Tensor, cohort: Cohort, where: str, what: str = "loss", first: int = 0
 ) -> None:
-    """DivergenceError naming the first client, of those from row `first`, whose loss is not finite.
+    """DivergenceError naming every client whose part of `values` (k, ...) is not finite.
 
-    values: (k).
+    `values` belongs to k clients of the cohort from row `first`; the message is about the first of
+    those concerned.
     """
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        value = float(values.detach()[row])
-        raise DivergenceError(
-            f"{where}: the {what} of client {cohort.clients[first + row]} is {value}; "
-            f"a lower client.lr or client.alpha_lr, or client.clip, may help"
-        )
+    rows = values.detach()[:, None].flatten(1)  # (k, elements)
+    bad = ~torch.isfinite(rows)
+    if not bool(bad.any()):
+        return
+    found = {
+        cohort.clients[first + row]: float(rows[row, bad[row]][0])
+        for row in bad.any(1).nonzero().flatten().tolist()
+    }
+    client, value = next(iter(found.items()))
+    raise DivergenceError(
+        f"{where}: the {what} of client {client} is {value}; {DIVERGENCE_HINT}",
+        {client: f"{what} is {value}" for client, value in found.items()},
+    )
 
 
 class Evaluation(NamedTuple):

@@ -8,7 +8,7 @@ surviving discretisation, 2 / (2 + i): each node keeps two of its 2 + i incoming
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,8 @@ from metadnas_ext.space.primitives import (
     relu_conv_bn,
 )
 
-UNITS = ("macs", "params", "ms")
+COUNTED_UNITS = ("macs", "params")
+UNITS = (*COUNTED_UNITS, "ms")
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,38 @@ class CostTable:
         return [i for i, candidate in enumerate(self.candidates) if candidate != "none"]
 
 
+@dataclass(frozen=True, eq=False)
+class CohortCosts:
+    """Cost tables of k clients, one behind another, for the expected costs of a whole cohort.
+
+    `normal` and `reduce` are float64 [k, edges, candidates], `fixed` [k]; each client's in the unit
+    of its own table.
+    """
+
+    normal: Tensor
+    reduce: Tensor
+    fixed: Tensor
+    nodes: int
+
+    @classmethod
+    def of(cls, tables: Sequence[CostTable]) -> CohortCosts:
+        """ValueError unless the tables have the same nodes and candidates."""
+        if len({(table.nodes, table.candidates) for table in tables}) != 1:
+            raise ValueError("the tables of a cohort must have the same nodes and candidates")
+        return cls(
+            torch.stack([table.normal for table in tables]),
+            torch.stack([table.reduce for table in tables]),
+            torch.tensor([table.fixed for table in tables], dtype=torch.float64),
+            tables[0].nodes,
+        )
+
+    def rows(self, rows: slice) -> CohortCosts:
+        """Those of some of the clients."""
+        return replace(
+            self, normal=self.normal[rows], reduce=self.reduce[rows], fixed=self.fixed[rows]
+        )
+
+
 def cost_table(shape: NetworkShape, unit: str = "macs", affine: bool = False) -> CostTable:
     """Cost of every candidate of `shape` in multiply-accumulates or in parameters.
 
@@ -200,7 +233,7 @@ def cost_table(shape: NetworkShape, unit: str = "macs", affine: bool = False) ->
     bias are free. "params" counts weights, with those of batch norms inside cells only if `affine`;
     the stem's batch norm always has them. Raises ConfigError on another unit ("ms" is measured).
     """
-    if unit not in ("macs", "params"):
+    if unit not in COUNTED_UNITS:
         raise ConfigError(f"costs are computed in 'macs' or 'params', got {unit!r}")
     all_edges = edges(shape.nodes)
     tables = {
@@ -226,20 +259,20 @@ def survival(nodes: int) -> Tensor:
     return torch.tensor(chances, dtype=torch.float64)
 
 
-def expected_cost(table: CostTable, p_normal: Tensor, p_reduce: Tensor) -> Tensor:
+def expected_cost(table: CostTable | CohortCosts, p_normal: Tensor, p_reduce: Tensor) -> Tensor:
     """Expected cost of the network that mixing weights stand for; differentiable.
 
     `p_normal`, `p_reduce`: [..., edges, candidates], any mixing weights, leading axes (clients)
-    alike. Returns float64 [...]: MACs do not fit half precision and are rounded in single.
+    alike; those of a cohort's table are its clients. Returns float64 [...]: MACs do not fit half
+    precision and are rounded in single.
     """
     chances = survival(table.nodes).to(p_normal.device)[:, None]  # (edges, 1)
-    total = torch.full((), table.fixed, dtype=torch.float64, device=p_normal.device)
+    total = torch.as_tensor(table.fixed, dtype=torch.float64, device=p_normal.device)
     for costs, p in ((table.normal, p_normal), (table.reduce, p_reduce)):
-        if p.shape[-2:] != costs.shape:
-            raise ValueError(
-                f"mixing weights must be [..., {costs.shape[0]}, {costs.shape[1]}], "
-                f"got {list(p.shape)}"
-            )
+        # What broadcasts would pass for the costs of other clients.
+        if p.shape[-costs.dim() :] != costs.shape:
+            wanted = ", ".join(map(str, ("...", *costs.shape)))
+            raise ValueError(f"mixing weights must be [{wanted}], got {list(p.shape)}")
         total = total + (p.double() * (chances * costs.to(p.device))).sum((-2, -1))  # (...)
     return total
 

@@ -166,6 +166,13 @@ def test_all_damaged(two: Path) -> None:
         load_latest(two)
 
 
+def test_what_a_crash_left_of_an_old_checkpoint_is_removed(two: Path) -> None:
+    """Killed between the two files that make one: a manifest or tensors alone."""
+    (folder_of(two) / "00000001.json").unlink()
+    save(two, made(3), keep=2)
+    assert [name[:8] for name in names(two)] == ["00000002"] * 2 + ["00000003"] * 2
+
+
 def test_other_files_are_no_checkpoints(two: Path) -> None:
     for name in ("notes.json", ".00000003.json.tmp", "00000009.safetensors", "9x.json"):
         (folder_of(two) / name).write_text("{}")

@@ -6,20 +6,34 @@ import errno
 import json
 import os
 import pickle
+import random
 import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from metadnas_ext import load_client
 from metadnas_ext.errors import DivergenceError, RunError
 from metadnas_ext.federated import checkpoint, runner
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.federated.runner import Runner, Silent, create_run, load_config
+from metadnas_ext.federated.runner import (
+    Runner,
+    Silent,
+    check_free,
+    create_run,
+    load_config,
+)
+from metadnas_ext.files import LOCK
+from metadnas_ext.methods import FedAvg
+from metadnas_ext.methods.survivors import personalised
+from metadnas_ext.report.comparison import compare
 from metadnas_ext.report.run import load_run
+from metadnas_ext.report.study import load_study
 
 from ._tiny import METHODS, assert_identical, events, resume_in, run_in, tiny_federation
 
@@ -304,33 +318,114 @@ def test_a_full_disk_is_an_error_and_can_be_resumed(
     assert_same_end(folder, whole[0])
 
 
-@pytest.mark.parametrize("method", ["meta_dnas", "fedavg", "darts"])
-def test_divergence_names_phase_and_client_and_keeps_checkpoints(
-    method: str, tmp_path: Path
-) -> None:
-    """One step a round with a huge rate: only the evaluation behind it sees the weights."""
-    federation = tiny_federation(client__lr=1e30, client__clip=0, client__batch_size=256)
-    phase = {"darts": "local search|finetune"}.get(method, "round 0")
-    with pytest.raises(DivergenceError, match=rf"({phase}): the loss of client \d is (nan|inf)"):
+@pytest.mark.parametrize("method", ["meta_dnas", "fedavg"])
+@pytest.mark.parametrize("limit", [2, 9])
+def test_rounds_without_survivors_end_the_run(method: str, limit: int, tmp_path: Path) -> None:
+    """After `server.lost_rounds` of them, or all there are; each is recorded, with its reasons."""
+    rates = {"client__lr": 1e30, "client__clip": 0, "client__batch_size": 256}
+    rounds = 3 if limit == 2 else 2
+    federation = tiny_federation(**rates, server__lost_rounds=limit, server__rounds=rounds)
+    message = r"every client diverged in each of the last 2 rounds, at last client \d: .* is"
+    with pytest.raises(DivergenceError, match=message):
         run_in(tmp_path / "run", federation, [method])
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""
-    assert checkpoint.load_latest(tmp_path / "run") is None
+    lines = events(tmp_path / "run")
+    assert [line["round"] for line in lines] == [0, 1]
+    for line in lines:
+        assert [one["client"] for one in line["dropped"]] == line["clients"]
+        assert line["val_accuracy"] is None
+    with pytest.raises(DivergenceError, match=message):  # nothing else can come of it
+        resume_in(tmp_path / "run", federation, [method])
+    assert events(tmp_path / "run") == lines
 
 
-def test_divergence_later_leaves_earlier_checkpoints(
+def test_divergence_in_fine_tuning_does_not_end_the_run(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Without Adam's bound on a step: some clients diverge, and are marked in their results."""
+    rates = {"client.optimizer": "sgd", "client.clip": 0.0, "personalise.finetune_lr": 1e30}
+    run_in(tmp_path / "run", replace(federation, config=federation.config.updated(rates)), METHODS)
+    results = json.loads((tmp_path / "run" / "results.json").read_bytes())
+    for name in METHODS:
+        trained = name != "fedavg"
+        assert [r["diverged"] is not None for r in results[name]] == [trained] * 4
+        assert all(r["cost"] <= r["budget"] for r in results[name])
+        for result in results[name]:  # what is kept is what was judged
+            net = load_client(tmp_path / "run", result["client"], name)
+            assert net.genotype.to_json() == result["genotype"]
+            assert all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values())
+    assert [row.diverged for row in compare(load_study(tmp_path / "run")).rows] == [4, 0, 4, 4]
+
+
+def test_no_network_is_kept_of_a_client_that_has_none(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Not even the shared model can be judged: results without an accuracy, no file, no error."""
+    run = run_in(tmp_path / "run", federation, ["fedavg"])
+    shutil.rmtree(tmp_path / "run" / "models")
+    method = FedAvg(federation)
+    method.load_state({name: tensor * float("nan") for name, tensor in method.state().items()})
+    results = personalised(method, range(4))
+    run._keep_models(method, results)
+    assert not (tmp_path / "run" / "models").exists()
+    with pytest.raises(RunError, match="keeps no networks"):
+        load_client(tmp_path / "run", 2, "fedavg")
+
+
+def test_another_split_or_other_costs_are_not_gone_on_with(
     federation: Federation, whole: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
-    """In fine-tuning, after both rounds: those stay, and a better rate goes on from them."""
-    config = federation.config.updated({"personalise.finetune_lr": 1e30})
-    with pytest.raises(DivergenceError, match=r"finetune: the loss of client \d"):
-        run_in(tmp_path / "run", replace(federation, config=config), METHODS)
-    saved = checkpoint.load_latest(tmp_path / "run")
-    assert saved is not None
-    assert saved.step == 2
-    before = checkpoint.load_latest(whole[1][1])
-    assert before is not None
-    for name, tensor in before.tensors.items():
-        assert_identical(saved.tensors[name], tensor, name)
+    folder = copied(whole[1][2], tmp_path)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    first, *rest = federation.splits
+    table = federation.costs
+    for changed in (
+        {"splits": (replace(first, train=first.train.flip(0)), *rest)},
+        {"tables": (replace(table, fixed=table.fixed + 1),)},
+        {"budgets": federation.budgets * 2},
+    ):
+        with pytest.raises(RunError, match="have changed since the run was started"):
+            Runner(replace(federation, **changed), METHODS, folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_global_random_numbers_are_neither_used_nor_drawn(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Every draw of a run comes from a generator of its own."""
+    states = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        run_in(tmp_path / str(seed), federation, METHODS)
+        after = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        assert str(before[:2]) == str(after[:2])
+        assert torch.equal(before[2], after[2])
+        states.append(tmp_path / str(seed))
+    assert_same_end(*states)
+
+
+def test_a_run_that_was_never_quite_made_can_be_made_again(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Killed while the folder was made: what is there is not in the way. Anything else is."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.json.tmp").write_text('{"da')
+    (folder / runner.METRICS).touch()
+    (folder / LOCK).write_text("123\n")
+    check_free(tmp_path)  # as the folder of a study with this seed
+    create_run(folder, federation.config, METHODS)
+    assert load_config(folder) == (federation.config, METHODS)
+    with pytest.raises(RunError, match="exists already"):
+        check_free(tmp_path)
+    for name in ("thesis.tex", runner.METRICS):
+        other = tmp_path / name
+        other.mkdir()
+        (other / name).write_text("mine")
+        with pytest.raises(RunError, match="exists already"):
+            create_run(other, federation.config, METHODS)
 
 
 def test_create_run_refuses_what_is_there(federation: Federation, tmp_path: Path) -> None:

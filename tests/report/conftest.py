@@ -71,6 +71,8 @@ def make_result(client: int = 0, accuracy: float | None = 0.9, **changes: Any) -
         "expected_cost": None,
         "steps": None,
         "adaptation": None,
+        "device": "macs",
+        "diverged": None,
     }
     return record | changes
 

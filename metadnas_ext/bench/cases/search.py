@@ -197,7 +197,7 @@ def _federation(clients: int, images: int, batch: int, shape: NetworkShape) -> F
     budgets = torch.full((clients,), dearest_cost(costs), dtype=torch.float64)
     everyone = tuple(range(clients))
     store = _store(clients * each, shape.image_size)
-    return Federation(config, store, splits, everyone, (), shape, costs, budgets)
+    return Federation(config, store, splits, everyone, (), shape, (costs,), (0,) * clients, budgets)
 
 
 def _store(images: int, size: int) -> MemoryStore:

@@ -1,0 +1,1 @@
+"""What networks take on this machine: `metadnas profile`."""
