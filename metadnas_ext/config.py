@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from metadnas_ext import aggregation
 from metadnas_ext.data import DATASETS, SCHEMES
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.space.primitives import PRIMITIVES
@@ -75,12 +76,20 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Rounds and the meta-learner (FOMAML on alpha, average on w)."""
+    """Rounds, the meta-learner and the aggregator."""
 
     rounds: int = 8
     clients_per_round: int = 8
     cohort: int = 16  # clients trained together in one batch of kernels
+    meta: str = "fomaml"  # meta-learner: fomaml, reptile, or maml (second order)
+    meta_on: str = "alpha"  # what it learns: alpha, w or both; the rest is averaged
+    maml_steps: int = 0  # maml: a client's last steps that are differentiated; 0: all
     alpha_lr: float = 0.001  # Adam
+    w_lr: float = 0.001  # Adam, where w is meta-learned
+    aggregator: str = "mean"  # over clients; median, krum, multi_krum, ... resist bad ones
+    trim: float = 0.1  # trimmed_mean: share of the clients cut off at each end
+    byzantine: int | None = None  # krum: bad clients a round; None: the most it tolerates
+    select: int | None = None  # multi_krum: clients averaged; None: all but the bad ones
     patience: int = 0  # stop after as many flat rounds; 0: never
     tolerance: float = 0.002  # change of accuracy and entropy that still counts as flat
 
@@ -275,7 +284,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "server.rounds": (0, math.inf),
     "server.clients_per_round": (1, math.inf),
     "server.cohort": (1, math.inf),
+    "server.maml_steps": (0, math.inf),
     "server.alpha_lr": (0, math.inf),
+    "server.w_lr": (0, math.inf),
+    "server.trim": (0, 0.499),
+    "server.byzantine": (0, math.inf),
+    "server.select": (1, math.inf),
     "server.patience": (0, math.inf),
     "server.tolerance": (0, math.inf),
     "personalise.adapt_epochs": (0, math.inf),
@@ -292,6 +306,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.partition": SCHEMES,
     "client.optimizer": ("adam", "sgd"),
     "client.penalty_kind": ("linear", "hinge", "squared_hinge", "dual"),
+    "server.meta": ("fomaml", "reptile", "maml"),
+    "server.meta_on": ("alpha", "w", "both"),
+    # Similarity makes a state for each client; a meta-learner's start is one for all.
+    "server.aggregator": tuple(how for how in aggregation.METHODS if how != "similarity"),
     "budget.unit": ("macs", "params"),
 }
 
@@ -311,6 +329,7 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"{key} is {values[key]!r}, expected one of {', '.join(choices)}{hint}"
             )
+    _check_krum(config)
     levels = config.budget.levels
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
         raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")
@@ -323,4 +342,21 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"data.val_fraction {config.data.val_fraction} and data.test_fraction "
             f"{config.data.test_fraction} leave no training data"
+        )
+
+
+def _check_krum(config: Config) -> None:
+    """A round must have the clients that Krum was asked for."""
+    server = config.server
+    seen = config.data.clients - round(config.data.unseen * config.data.clients)
+    clients = min(server.clients_per_round, seen)
+    byzantine, select = server.byzantine, server.select
+    if "krum" in server.aggregator and byzantine is not None and 2 * byzantine + 3 > clients:
+        raise ConfigError(
+            f"server.byzantine is {byzantine}, expected 2 * byzantine + 3 clients a round at "
+            f"least; there are {clients}"
+        )
+    if server.aggregator == "multi_krum" and select is not None and select > clients:
+        raise ConfigError(
+            f"server.select is {select}, expected at most the {clients} clients of a round"
         )

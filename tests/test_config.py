@@ -51,7 +51,15 @@ OTHER: dict[str, Any] = {
     "server.rounds": 0,
     "server.clients_per_round": 3,
     "server.cohort": 1,
+    "server.meta": "maml",
+    "server.meta_on": "both",
+    "server.maml_steps": 7,
     "server.alpha_lr": 0.1,
+    "server.w_lr": 0.2,
+    "server.aggregator": "median",
+    "server.trim": 0.25,
+    "server.byzantine": 2,
+    "server.select": 3,
     "server.patience": 4,
     "server.tolerance": 0.1,
     "budget.unit": "params",
@@ -121,7 +129,16 @@ def test_all_keys_through_a_file(tmp_path: Path) -> None:
     assert len(Config().differences(config)) == len(OTHER)
 
 
-@pytest.mark.parametrize("key", ["data.data_dir", "data.image_size", "data.max_images"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.data_dir",
+        "data.image_size",
+        "data.max_images",
+        "server.byzantine",
+        "server.select",
+    ],
+)
 def test_optional_keys_can_be_emptied(key: str) -> None:
     config = Config().updated({key: OTHER[key]})
     assert value_of(config.updated({key: "none"}), key) is None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.meta import ServerState, server_step
+from metadnas_ext.meta import Adapted, ServerState, Update, meta_learner, server_step
 from metadnas_ext.methods.base import Method, RoundFigures
 from metadnas_ext.methods.derived import (
     Trained,
@@ -22,9 +22,10 @@ from metadnas_ext.methods.derived import (
 from metadnas_ext.nn import supernet_plan
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import discretize, objective
-from metadnas_ext.search.architect import Architect, meta_gradient
+from metadnas_ext.search.architect import Architect
 from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
 from metadnas_ext.search.training import Evaluation, Training, cohort_of, train
+from metadnas_ext.search.trajectory import Trajectory
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Genotype, edges
 
@@ -32,7 +33,10 @@ ALPHA_SCALE = 1e-3  # of the random start of α, as in DARTS
 
 
 class MetaDNAS(Method):
-    """FOMAML on α with the server's Adam, FedAvg on w, local bilevel search on the clients."""
+    """Local bilevel search on the clients, a meta-learner on the server.
+
+    By default FOMAML on α with the server's Adam, FedAvg on w; see `server.meta`, `server.meta_on`.
+    """
 
     name = "meta_dnas"
     title = "Meta-DNAS"
@@ -48,40 +52,27 @@ class MetaDNAS(Method):
             len(federation.shape.candidates),
             generator=generator(seed, "alpha"),
         )
+        self.learner = meta_learner(self.config.server)
         self.server = ServerState.start(
             self.plan.initial(1, generator(seed, "weights"))[0],
             self.plan.initial_running(1)[0],
             ALPHA_SCALE * alpha,
+            self.learner.learned,
         )
 
     def state(self) -> dict[str, Tensor]:
         return self.server.tensors()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.server = ServerState(**tensors)
+        self.server = ServerState.of(tensors)
 
     def shared_genotype(self) -> Genotype | None:
         return discretize((self.server.alpha[0], self.server.alpha[1]), self.federation.costs)
 
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
-        where = f"round {index}"
-        finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]] = []
-        for group in self.federation.cohorts(sampled):
-            cohort, losses = self.search(
-                group, self.config.client.epochs, f"round/{index}", where, self.server.alpha
-            )
-            grad, val = meta_gradient(
-                self.plan,
-                cohort,
-                self.config.client,
-                self.federation.costs,
-                self.federation.budgets[cohort.clients],
-                self.federation.store,
-                where,
-            )
-            finished.append((cohort, losses, grad, val))
-        return self._close(sampled, finished)
+        groups = self.federation.cohorts(sampled)
+        return self._close(sampled, [self._adapt(group, index) for group in groups])
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         federation, settings = self.federation, self.config.personalise
@@ -132,10 +123,11 @@ class MetaDNAS(Method):
         where: str,
         pull: Tensor | None,
         final_temperature: float = 1.0,
+        trajectory: Trajectory | None = None,
     ) -> tuple[Cohort, Tensor]:
         """Local search of some clients from the server's state; their training losses (G).
 
-        `pull`: α that the KL term draws towards, or None.
+        `pull`: α that the KL term draws towards, or None. `trajectory` records the search.
         """
         federation, config = self.federation, self.config.client
         splits = ordered(federation.of(clients), config.batch_size)
@@ -158,26 +150,49 @@ class MetaDNAS(Method):
             pull,
             where,
             final_temperature,
+            trajectory,
         )
-        losses = train(self.plan, cohort, batches, Training.of(config), where, architect)
+        how = Training.of(config)
+        losses = train(self.plan, cohort, batches, how, where, architect, trajectory)
         return cohort, losses
 
+    def _adapt(self, group: Sequence[int], index: int) -> tuple[Cohort, Tensor, Update, Evaluation]:
+        """A round of some clients: their training losses (G), what they send, validation."""
+        federation, config, where = self.federation, self.config.client, f"round {index}"
+        trajectory = self.learner.trajectory()
+        cohort, losses = self.search(
+            group,
+            config.epochs,
+            f"round/{index}",
+            where,
+            self.server.alpha,
+            trajectory=trajectory,
+        )
+        adapted = Adapted(
+            self.plan,
+            cohort,
+            self.server.theta,
+            self.server.alpha,
+            config,
+            federation.costs,
+            federation.budgets[cohort.clients],
+            federation.store,
+            where,
+            trajectory,
+        )
+        grad, val = self.learner(adapted)
+        return cohort, losses, Update.of(cohort, grad), val
+
     def _close(
-        self, sampled: list[int], finished: list[tuple[Cohort, Tensor, Tensor, Evaluation]]
+        self, sampled: list[int], finished: list[tuple[Cohort, Tensor, Update, Evaluation]]
     ) -> RoundFigures:
         """The server's step and the round's figures, clients in ascending order."""
-        cohorts, losses, grads, evaluations = zip(*finished, strict=True)
+        cohorts, losses, updates, evaluations = zip(*finished, strict=True)
         joined = joiner(cohorts)
         sizes = joined([cohort.train_sizes for cohort in cohorts])
         alpha = joined([cohort.alpha for cohort in cohorts])
-        server_step(
-            self.server,
-            joined([cohort.theta for cohort in cohorts]),
-            joined([cohort.running for cohort in cohorts]),
-            joined(grads),
-            sizes,
-            self.config.server.alpha_lr,
-        )
+        update = Update(*(joined(parts) for parts in zip(*updates, strict=True)))
+        server_step(self.server, update, sizes, self.config.server)
         val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
         cost, _ = objective.cost_ratio(
             objective.mixing_weights(alpha), self.federation.costs, self.federation.budgets[sampled]
@@ -190,7 +205,7 @@ class MetaDNAS(Method):
             train_loss=mean_over_clients(joined(losses), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            bytes_up=4 * numbers * len(sampled),
+            bytes_up=update.bytes,
             bytes_down=4 * numbers * len(sampled),
             alpha_entropy=float(objective.entropy(self.server.alpha[None])),
             expected_cost=float(cost.mean()),

@@ -47,6 +47,10 @@ class Batch(NamedTuple):
     def counts(self) -> Tensor | None:
         return None if bool((self.sizes == self.x.shape[1]).all()) else self.sizes
 
+    def of(self, clients: slice) -> Batch:
+        """A copy for some of the clients."""
+        return Batch(*(tensor[clients].clone() for tensor in self))
+
 
 def ordered(splits: Sequence[ClientSplit], batch_size: int) -> list[ClientSplit]:
     """Splits by steps an epoch, most first; ties by client."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from metadnas_ext.nn.functional import correct, cross_entropy
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
 from metadnas_ext.search.objective import mixing_weights
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
+from metadnas_ext.search.trajectory import Trajectory
 
 
 class AlphaStep(Protocol):
@@ -57,19 +59,25 @@ def train(
     how: Training,
     where: str,
     alpha_step: AlphaStep | None = None,
+    trajectory: Trajectory | None = None,
 ) -> Tensor:
     """Trains each client for its own number of steps, in place; its mean training loss, (G).
 
     With `alpha_step` each step on w follows one on α (the alternating scheme of DARTS). `where`
-    names the phase in the DivergenceError of a loss that is not finite.
+    names the phase in the DivergenceError of a loss that is not finite. `trajectory` records the
+    steps on w.
     """
     optimizer = how.make(cohort.theta, batches.steps)
+    if trajectory is not None:
+        trajectory.begin(cohort, batches.steps)
     steps = torch.tensor(batches.steps)
     total = torch.zeros(len(cohort.splits), dtype=torch.float64)
     for step in range(len(batches)):
         active = batches.active(step)
         progress = step / steps[:active]
-        weights = None
+        if trajectory is not None:
+            trajectory.done = step
+        weights = temperature = None
         if alpha_step is not None:
             alpha_step(cohort, batches.val(active), progress)
         if cohort.alpha is not None:
@@ -81,10 +89,18 @@ def train(
         losses = cross_entropy(out.logits, batch.labels, batch.counts)  # (k)
         check_finite(losses, cohort, where)
         (grad,) = torch.autograd.grad(losses.sum(), theta)
+        if trajectory is not None:
+            own = trajectory.clients
+            again = partial(_losses_again, plan, batch.of(own), rows_of(temperature, own))
+            trajectory.record("theta", optimizer, grad, again)
         optimizer.step(grad, active)
         plan.update_running(cohort.running[:active], out.stats, batch.sizes)
         total[:active] += losses.detach()
     return total / steps.clamp(min=1)
+
+
+def rows_of(tensor: Tensor | None, clients: slice) -> Tensor | None:
+    return None if tensor is None else tensor[clients]
 
 
 def check_finite(values: Tensor, cohort: Cohort, where: str, what: str = "loss") -> None:
@@ -164,3 +180,17 @@ def cohort_of(
         copies(running),
         None if alpha is None else copies(alpha),
     )
+
+
+def _losses_again(
+    plan: NetworkPlan,
+    batch: Batch,
+    temperature: Tensor | None,
+    theta: Tensor,
+    alpha: Tensor,
+    server: Tensor,
+) -> Tensor:
+    """Training losses (k) of a recorded step at other theta (k, P) and alpha (k, 2, E, O)."""
+    weights = mixing_weights(alpha, temperature)
+    out = plan(theta, weights, batch.x.to(theta.dtype), counts=batch.counts)
+    return cross_entropy(out.logits, batch.labels, batch.counts)

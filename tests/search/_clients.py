@@ -10,10 +10,12 @@ from torch import Tensor
 
 from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, MemoryStore
+from metadnas_ext.meta import Adapted, outer_gradient
 from metadnas_ext.nn import NetworkPlan, Supernet, supernet_plan
-from metadnas_ext.search.architect import Architect, meta_gradient
+from metadnas_ext.search.architect import Architect
 from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
 from metadnas_ext.search.training import Training, cohort_of, train
+from metadnas_ext.search.trajectory import Trajectory
 from metadnas_ext.space import NetworkShape, cost_table
 
 BATCH = 8
@@ -89,30 +91,16 @@ def search(
     clients: Sequence[int], config: Config, dtype: torch.dtype = torch.float64, epochs: int = 2
 ) -> dict[int, dict[str, Tensor]]:
     """Local search, then the meta-gradient; every tensor of each client."""
-    plan, cohort = supernet_plan(SHAPE), fresh_cohort(clients, dtype)
-    _, _, server = start(plan, dtype)
-    architect = Architect(
-        plan,
-        cohort,
-        config.client,
-        COSTS,
-        budgets_of(cohort),
-        server,
-        "round 3",
-        FINAL_TEMPERATURE,
-    )
-    how = Training.of(config.client)
-    losses = train(plan, cohort, train_batches(cohort, epochs), how, "round 3", architect)
-    grad, val = meta_gradient(
-        plan, cohort, config.client, COSTS, budgets_of(cohort), STORE, "round 3"
-    )
+    cohort, losses = searched(clients, config, dtype, epochs)
+    grad, val = outer_gradient(adapted(cohort, config), with_theta=False)
     assert cohort.alpha is not None
+    assert grad.alpha is not None
     everything = {
         "theta": cohort.theta,
         "running": cohort.running,
         "alpha": cohort.alpha,
         "training loss": losses,
-        "meta-gradient": grad,
+        "meta-gradient": grad.alpha,
         "validation loss": val.loss,
         "validation accuracy": val.accuracy,
     }
@@ -120,6 +108,44 @@ def search(
         client: {name: t[row] for name, t in everything.items()}
         for row, client in enumerate(cohort.clients)
     }
+
+
+def searched(
+    clients: Sequence[int],
+    config: Config,
+    dtype: torch.dtype = torch.float64,
+    epochs: int = 2,
+    trajectory: Trajectory | None = None,
+    start_from: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Cohort, Tensor]:
+    """Local search from `start`, or from another state; training losses (G)."""
+    plan = supernet_plan(SHAPE)
+    theta, running, alpha = start_from or start(plan, dtype)
+    splits = ordered([SPLITS[c] for c in clients], BATCH)
+    cohort = cohort_of(splits, theta, running, alpha)
+    architect = Architect(
+        plan,
+        cohort,
+        config.client,
+        COSTS,
+        budgets_of(cohort),
+        alpha,
+        "round 3",
+        FINAL_TEMPERATURE,
+        trajectory,
+    )
+    batches, how = train_batches(cohort, epochs), Training.of(config.client)
+    return cohort, train(plan, cohort, batches, how, "round 3", architect, trajectory)
+
+
+def adapted(cohort: Cohort, config: Config, trajectory: Trajectory | None = None) -> Adapted:
+    """What a meta-learner gets of a cohort that has searched from the server's state."""
+    plan = supernet_plan(SHAPE)
+    theta, _, alpha = start(plan, cohort.theta.dtype)
+    budgets, where = budgets_of(cohort), "round 1"
+    return Adapted(
+        plan, cohort, theta, alpha, config.client, COSTS, budgets, STORE, where, trajectory
+    )
 
 
 def random_rows(count: int, width: int, seed: int) -> Tensor:
