@@ -7,7 +7,6 @@ line and `config.json` in a run folder.
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 import types
 import typing
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metadnas_ext.data import DATASETS, SCHEMES
+from metadnas_ext.config_checks import check
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.space.primitives import PRIMITIVES
 
@@ -82,12 +81,20 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Rounds and the meta-learner (FOMAML on alpha, average on w)."""
+    """Rounds, the meta-learner and the aggregator."""
 
     rounds: int = 8
     clients_per_round: int = 8
     cohort: int = 16  # clients trained together in one batch of kernels
+    meta: str = "fomaml"  # meta-learner: fomaml, reptile, or maml (second order)
+    meta_on: str = "alpha"  # what it learns: alpha, w or both; the rest is averaged
+    maml_steps: int = 0  # maml: a client's last steps that are differentiated; 0: all
     alpha_lr: float = 0.001  # Adam
+    w_lr: float = 0.001  # Adam, where w is meta-learned
+    aggregator: str = "mean"  # over clients; median, krum, multi_krum, ... resist bad ones
+    trim: float = 0.1  # trimmed_mean: share of the clients cut off at each end
+    byzantine: int | None = None  # krum: bad clients a round; None: the most it tolerates
+    select: int | None = None  # multi_krum: clients averaged; None: all but the bad ones
     patience: int = 0  # stop after as many flat rounds; 0: never
     tolerance: float = 0.002  # change of accuracy and entropy that still counts as flat
     lost_rounds: int = 3  # stop with an error when every client diverged in as many rounds in a row
@@ -152,7 +159,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self, _flat(self))
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         return asdict(self)
@@ -270,118 +277,3 @@ def _lower(value: Any) -> str:
     if text not in ("true", "false", "1", "0"):
         raise ValueError(text)
     return text
-
-
-# key -> (least, most); integers and floats alike.
-_RANGES: dict[str, tuple[float, float]] = {
-    "data.image_size": (1, math.inf),
-    "data.max_images": (1, math.inf),
-    "data.clients": (1, math.inf),
-    "data.dirichlet": (1e-6, math.inf),
-    "data.classes_per_client": (1, math.inf),
-    "data.min_size": (4, math.inf),
-    "data.val_fraction": (0.01, 0.9),
-    "data.test_fraction": (0.01, 0.9),
-    "data.unseen": (0, 0.99),
-    "space.channels": (1, math.inf),
-    "space.layers": (1, math.inf),
-    "space.nodes": (1, math.inf),
-    "space.stem_multiplier": (1, math.inf),
-    "client.epochs": (1, math.inf),
-    "client.batch_size": (2, math.inf),
-    "client.alpha_lr": (0, math.inf),
-    "client.alpha_beta1": (0, 0.999),
-    "client.alpha_weight_decay": (0, math.inf),
-    "client.alpha_warmup": (0, math.inf),
-    "client.temperature": (1e-3, math.inf),
-    "client.final_temperature": (1e-3, math.inf),
-    "client.lr": (0, math.inf),
-    "client.momentum": (0, 1),
-    "client.weight_decay": (0, math.inf),
-    "client.clip": (0, math.inf),
-    "client.penalty": (0, math.inf),
-    "client.dual_rate": (0, math.inf),
-    "client.kl": (0, math.inf),
-    "client.beta_decay": (0, math.inf),
-    "client.zero_one": (0, math.inf),
-    "client.max_skips": (0, math.inf),
-    "server.rounds": (0, math.inf),
-    "server.clients_per_round": (1, math.inf),
-    "server.cohort": (1, math.inf),
-    "server.alpha_lr": (0, math.inf),
-    "server.patience": (0, math.inf),
-    "server.tolerance": (0, math.inf),
-    "server.lost_rounds": (1, math.inf),
-    "server.hessian_every": (0, math.inf),
-    "personalise.adapt_epochs": (0, math.inf),
-    "personalise.temperature": (1e-3, math.inf),
-    "personalise.finetune_epochs": (0, math.inf),
-    "personalise.finetune_lr": (0, math.inf),
-    "rivals.per_fedavg_lr": (0, math.inf),
-    "rivals.ditto_lambda": (0, math.inf),
-    "run.seed": (0, 2**63 - 1),
-    "run.threads": (1, math.inf),
-    "run.keep_checkpoints": (1, math.inf),
-}
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "data.dataset": DATASETS,
-    "data.partition": SCHEMES,
-    "client.order": ("first", "second", "single"),
-    "client.relaxation": ("softmax", "gumbel", "gdas", "sigmoid"),
-    "client.optimizer": ("adam", "sgd"),
-    "client.penalty_kind": ("linear", "hinge", "squared_hinge", "dual"),
-    "budget.unit": ("macs", "params"),
-    "personalise.curve_for": ("none", "unseen", "all"),
-    "rivals.per_fedavg_kind": ("first_order", "hessian_free"),
-}
-
-LOCAL_PARTS = ("head", "bn", "alpha")
-"""What `server.local` may keep on the clients."""
-
-
-def _check(config: Config) -> None:
-    values = _flat(config)
-    for key, (least, most) in _RANGES.items():
-        value = values[key]
-        if value is not None and not (least <= value <= most and value < math.inf):
-            upper = "" if most == math.inf else f" and at most {most:g}"
-            upper = " and finite" if value == math.inf else upper
-            raise ConfigError(f"{key} is {value}, expected at least {least:g}{upper}")
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            close = difflib.get_close_matches(str(values[key]), choices, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ConfigError(
-                f"{key} is {values[key]!r}, expected one of {', '.join(choices)}{hint}"
-            )
-    epochs = config.server.rounds * config.client.epochs
-    if 0 < epochs <= config.client.alpha_warmup:
-        raise ConfigError(
-            f"client.alpha_warmup is {config.client.alpha_warmup}, expected less than the {epochs} "
-            f"local epochs of all rounds: alpha would never move"
-        )
-    levels = config.budget.levels
-    if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
-        raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")
-    unknown = [c for c in config.space.candidates if c not in PRIMITIVES]
-    if unknown:
-        raise ConfigError(
-            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(PRIMITIVES)}"
-        )
-    local = config.server.local
-    if len(set(local)) < len(local) or not set(local) <= set(LOCAL_PARTS):
-        raise ConfigError(
-            f"server.local is {','.join(local)!r}, expected some of {', '.join(LOCAL_PARTS)}, "
-            f"each once"
-        )
-    steps = config.personalise.curve_steps
-    if len(set(steps)) < len(steps) or min(steps, default=0) < 0:
-        raise ConfigError(
-            f"personalise.curve_steps is {steps}, expected different numbers, none below 0"
-        )
-    if config.data.val_fraction + config.data.test_fraction >= 0.95:
-        raise ConfigError(
-            f"data.val_fraction {config.data.val_fraction} and data.test_fraction "
-            f"{config.data.test_fraction} leave no training data"
-        )

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from metadnas_ext.config import _CHOICES, _RANGES, Config, keys, load_file
+from metadnas_ext.config import Config, keys, load_file
+from metadnas_ext.config_checks import CHOICES, RANGES
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.presets import PRESETS
 
@@ -58,7 +59,15 @@ OTHER: dict[str, Any] = {
     "server.rounds": 0,
     "server.clients_per_round": 3,
     "server.cohort": 1,
+    "server.meta": "reptile",
+    "server.meta_on": "both",
+    "server.maml_steps": 7,
     "server.alpha_lr": 0.1,
+    "server.w_lr": 0.2,
+    "server.aggregator": "median",
+    "server.trim": 0.25,
+    "server.byzantine": 2,
+    "server.select": 3,
     "server.patience": 4,
     "server.tolerance": 0.1,
     "server.lost_rounds": 1,
@@ -140,7 +149,16 @@ def test_all_keys_through_a_file(tmp_path: Path) -> None:
     assert len(Config().differences(config)) == len(OTHER)
 
 
-@pytest.mark.parametrize("key", ["data.data_dir", "data.image_size", "data.max_images"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.data_dir",
+        "data.image_size",
+        "data.max_images",
+        "server.byzantine",
+        "server.select",
+    ],
+)
 def test_optional_keys_can_be_emptied(key: str) -> None:
     config = Config().updated({key: OTHER[key]})
     assert value_of(config.updated({key: "none"}), key) is None
@@ -194,12 +212,12 @@ def test_wrong_types_are_named(key: str, value: Any) -> None:
 def test_every_number_has_a_range() -> None:
     numbers = {key for key, value in OTHER.items() if isinstance(value, int | float)}
     flags = {key for key, value in OTHER.items() if isinstance(value, bool)}
-    assert set(_RANGES) == numbers - flags
+    assert set(RANGES) == numbers - flags
 
 
-@pytest.mark.parametrize("key", sorted(_RANGES))
+@pytest.mark.parametrize("key", sorted(RANGES))
 def test_out_of_range(key: str) -> None:
-    least, most = _RANGES[key]
+    least, most = RANGES[key]
     whole = isinstance(OTHER[key], int)
     # So small that each may take its largest value.
     kept = Config().updated({"data.val_fraction": 0.01, "data.test_fraction": 0.01})
@@ -215,11 +233,11 @@ def test_out_of_range(key: str) -> None:
             kept.updated({key: value})
 
 
-@pytest.mark.parametrize("key", sorted(_CHOICES))
+@pytest.mark.parametrize("key", sorted(CHOICES))
 def test_choices(key: str) -> None:
-    for choice in _CHOICES[key]:
+    for choice in CHOICES[key]:
         assert value_of(Config().updated({key: choice}), key) == choice
-    with pytest.raises(ConfigError, match=rf"{key} is 'x', expected one of {_CHOICES[key][0]}, "):
+    with pytest.raises(ConfigError, match=rf"{key} is 'x', expected one of {CHOICES[key][0]}, "):
         Config().updated({key: "x"})
 
 
@@ -237,6 +255,9 @@ def test_a_misspelt_choice_is_recognised() -> None:
         ({"budget.levels": [math.inf]}, "budget.levels is .*positive"),
         ({"budget.levels": "nan"}, "budget.levels is .*positive"),
         ({"space.candidates": "none,conv_9x9"}, "space.candidates holds conv_9x9; known: none, "),
+        ({"server.meta": "maml", "client.order": "second"}, "client.order is 'second', .* finite"),
+        ({"server.meta": "maml", "client.order": "single"}, "client.order is 'single', .* at once"),
+        ({"server.meta": "maml", "client.relaxation": "gdas"}, "relaxation is 'gdas', .* straight"),
         ({"server.local": "head,stem"}, "server.local is 'head,stem', expected some of head, bn"),
         ({"server.local": "bn,bn"}, "server.local is 'bn,bn', .* each once"),
         ({"personalise.curve_steps": "0,-1"}, r"curve_steps is \(0, -1\), .* none below 0"),

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from metadnas_ext.methods.base import WithoutRounds
 from metadnas_ext.methods.derived import client_result
-from metadnas_ext.methods.meta_dnas import MetaDNAS
+from metadnas_ext.methods.searching import Searching
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.relaxations import relaxation_of
 
 
-class LocalDARTS(WithoutRounds, MetaDNAS):
+class LocalDARTS(WithoutRounds, Searching):
     """Every client searches from the same random start on its own data, within its budget.
 
     It gets as many local epochs of search as a client of Meta-DNAS has on average over the rounds,

@@ -85,6 +85,15 @@ class LocalParts:
             tensor.view(-1)[columns] = part
         return result
 
+    def sent(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What clients send of their `tensors` (G, ...), with zeros for the parts that stay."""
+        if not self.numbers:
+            return tensors
+        result = tuple(tensor.clone() for tensor in tensors)
+        for tensor, columns in zip(result, self._columns, strict=True):
+            tensor.view(len(tensor), -1)[:, columns] = 0
+        return result
+
     def _cut(self, tensors: Sequence[Tensor]) -> Tensor:
         """The local columns of tensors (G, ...) side by side: (G, L)."""
         pairs = zip(tensors, self._columns, strict=True)

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.config import ClientConfig
-from metadnas_ext.data import ImageStore
 from metadnas_ext.nn import NetworkPlan
-from metadnas_ext.nn.functional import correct, cross_entropy
-from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
-from metadnas_ext.search.objective import CostPenalty, Objective
-from metadnas_ext.search.optimizers import RowAdam, RowOptimizer
-from metadnas_ext.search.relaxations import SOFTMAX, Mixing, Relaxation
-from metadnas_ext.search.training import Evaluation, Pass, check_finite, weight_pass
-from metadnas_ext.space import CohortCosts, CostTable
+from metadnas_ext.nn.functional import cross_entropy
+from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
+from metadnas_ext.search.objective import Objective
+from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, per_client, row_norms
+from metadnas_ext.search.relaxations import Mixing, Relaxation
+from metadnas_ext.search.training import Pass, check_finite, weight_pass
+from metadnas_ext.search.trajectory import Losses, Trajectory
+
+TINY = torch.finfo(torch.float32).tiny
 
 
 class Architect(ABC):
@@ -28,6 +29,7 @@ class Architect(ABC):
         objective: the terms beside the cross-entropy, for the clients of this cohort in its order.
         where: names the phase in the DivergenceError of a loss or an α that is not finite.
         warmup: local epochs of this search in which only w moves.
+        trajectory: records the steps on α, of first order only: others are no gradients.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Architect(ABC):
         relaxation: Relaxation,
         where: str,
         warmup: int = 0,
+        trajectory: Trajectory | None = None,
     ) -> None:
         if cohort.alpha is None:
             raise ValueError("the cohort has no alpha to search over")
@@ -47,6 +50,7 @@ class Architect(ABC):
         self._relaxation = relaxation
         self._where = where
         self._warmup = warmup
+        self._trajectory = trajectory
         self._optimizer = RowAdam(
             cohort.alpha,
             config.alpha_lr,
@@ -72,6 +76,18 @@ class Architect(ABC):
         mixing = self._mix(cohort.alpha[rows], batches, step, rows, "train")
         return weight_pass(self._plan, cohort.theta[rows], mixing.weights, train)
 
+    def weight_losses(
+        self, batches: TrainBatches, step: int, train: Batch, clients: slice
+    ) -> Losses:
+        """The losses of that pass again, of some of its clients."""
+        batch = train.rows(clients).copy()
+
+        def losses(theta: Tensor, alpha: Tensor, server: Tensor) -> Tensor:
+            mixing = self._mix(alpha, batches, step, clients, "train")
+            return self._entropies(theta, mixing, batch)
+
+        return losses
+
     def _searching(self, batches: TrainBatches, step: int) -> slice:
         """Rows that train and are past the warm-up, which clients with short epochs leave first."""
         active = batches.active(step)
@@ -91,7 +107,7 @@ class Architect(ABC):
         return self._entropies(theta, mixing, batch) + self._objective(alpha, mixing.chances, rows)
 
     def _entropies(self, theta: Tensor, mixing: Mixing, batch: Batch) -> Tensor:
-        out = self._plan(theta, mixing.weights, batch.x, counts=batch.counts)
+        out = self._plan(theta, mixing.weights, batch.x.to(theta.dtype), counts=batch.counts)
         return cross_entropy(out.logits, batch.labels, batch.counts)
 
     def _move(
@@ -125,7 +141,24 @@ class FirstOrder(Architect):
         val = batches.val(rows.stop, rows.start)
         losses = self._losses(cohort.theta[rows], alpha, mixing, val, rows)
         (grad,) = torch.autograd.grad(losses.sum(), alpha)
+        if self._trajectory is not None:
+            again = partial(self._losses_again, batches, step, val, rows)
+            self._trajectory.record("alpha", self._optimizer, grad, rows, again)
         self._move(cohort, rows, losses, grad, mixing)
+
+    def _losses_again(
+        self, batches: TrainBatches, step: int, val: Batch, rows: slice, clients: slice
+    ) -> Losses:
+        """The losses of this step on the α of `rows`, of those of them that are in `clients`."""
+        batch = val.rows(slice(clients.start - rows.start, clients.stop - rows.start)).copy()
+        objective = self._objective.kept(clients)
+
+        def losses(theta: Tensor, alpha: Tensor, server: Tensor) -> Tensor:
+            mixing = self._mix(alpha, batches, step, clients, "val")
+            terms = objective.towards(server)(alpha, mixing.chances, slice(None))
+            return self._entropies(theta, mixing, batch) + terms
+
+        return losses
 
 
 class Unrolled(Architect):
@@ -172,7 +205,7 @@ class Unrolled(Architect):
             entropies = self._entropies(theta, mixing, train)
             return torch.autograd.grad(entropies.sum(), alpha)[0]
 
-        epsilon = (self.step_length / norms(vector)).to(theta.dtype)  # (k)
+        epsilon = (self.step_length / row_norms(vector, TINY)).to(theta.dtype)  # (k)
         shift = epsilon[:, None] * vector
         mixed = (slope(theta + shift) - slope(theta - shift)) * per_client(0.5 / epsilon, grad)
         self._move(cohort, rows, losses, grad - per_client(rates, grad) * mixed, mixing)
@@ -216,77 +249,3 @@ ARCHITECTS: dict[str, type[Architect]] = {
     "single": SingleLevel,
 }
 """By the name of `client.order`."""
-
-
-def meta_gradient(
-    plan: NetworkPlan,
-    cohort: Cohort,
-    config: ClientConfig,
-    costs: CostTable | CohortCosts,
-    budgets: Tensor,
-    store: ImageStore,
-    where: str,
-    relaxation: Relaxation = SOFTMAX,
-) -> tuple[Tensor, Evaluation]:
-    """First-order MAML's gradient: of the validation loss at the adapted point, with respect to α.
-
-    Finn et al., "MAML" (ICML 2017), first-order variant. The loss is the client's own objective,
-    cross-entropy on all its validation data plus its complexity penalty, without the terms that
-    only guide the local search. Returns the gradient (G, 2, E, O) and the validation figures.
-    """
-    assert cohort.alpha is not None
-    size = config.batch_size
-    grad, figures = validation_gradient(plan, cohort, cohort.alpha, relaxation, store, size, where)
-    alpha = cohort.alpha.detach().requires_grad_()
-    kind = "linear" if config.penalty_kind == "dual" else config.penalty_kind
-    penalty = CostPenalty(costs, budgets, kind, config.penalty)
-    terms = penalty(alpha, relaxation.mixture(alpha).chances, slice(None))
-    (step,) = torch.autograd.grad(terms.sum(), alpha)
-    grad += step
-    check_finite(grad, cohort, where, "meta-gradient")
-    return grad, figures
-
-
-def validation_gradient(
-    plan: NetworkPlan,
-    cohort: Cohort,
-    alpha: Tensor,
-    relaxation: Relaxation,
-    store: ImageStore,
-    batch_size: int,
-    where: str,
-) -> tuple[Tensor, Evaluation]:
-    """Gradient of the mean cross-entropy on all validation data at alpha (G, 2, E, O), and figures.
-
-    With the cohort's w and running statistics: a last, small batch would not have good ones of its
-    own.
-    """
-    grad = torch.zeros_like(alpha)
-    size = torch.tensor([len(s.val) for s in cohort.splits], dtype=torch.float64)
-    loss, hits = torch.zeros_like(size), torch.zeros_like(size)
-    for batch in passes(store, cohort.splits, "val", batch_size, cohort.theta.dtype):
-        leaf = alpha.detach().requires_grad_()
-        weights = relaxation.mixture(leaf).weights
-        out = plan(cohort.theta, weights, batch.x, running=cohort.running, counts=batch.counts)
-        losses = cross_entropy(out.logits, batch.labels, batch.sizes)
-        check_finite(losses, cohort, where)
-        share = batch.sizes / size  # (G)
-        (step,) = torch.autograd.grad((losses * share.to(losses.dtype)).sum(), leaf)
-        grad += step
-        loss += losses.detach() * batch.sizes
-        hits += correct(out.logits, batch.labels, batch.sizes)
-    return grad, Evaluation(loss / size, hits / size, size)
-
-
-def norms(rows: Tensor) -> Tensor:
-    """Norm of each client's row (G, ...), float64 (G); never 0.
-
-    Client by client: torch adds up a single row in another order than several.
-    """
-    tiny = torch.finfo(torch.float32).tiny
-    return torch.stack([row.double().norm() for row in rows]).clamp(min=tiny)
-
-
-def per_client(values: Tensor, like: Tensor) -> Tensor:
-    """(G) -> (G, 1, ..., 1) in the dimensions and type of `like` (G, ...)."""
-    return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 1))

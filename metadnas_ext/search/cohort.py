@@ -51,6 +51,10 @@ class Batch(NamedTuple):
     def counts(self) -> Tensor | None:
         return None if bool((self.sizes == self.x.shape[1]).all()) else self.sizes
 
+    def copy(self) -> Batch:
+        """The same in memory of its own, so that a part does not keep the whole."""
+        return Batch(*(tensor.clone() for tensor in self))
+
 
 def ordered(splits: Sequence[ClientSplit], batch_size: int) -> list[ClientSplit]:
     """Splits by steps an epoch, most first; ties by client."""

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from metadnas_ext.data import ImageStore
 from metadnas_ext.nn import NetworkPlan
-from metadnas_ext.search.architect import norms, per_client, validation_gradient
+from metadnas_ext.search.architect import TINY
 from metadnas_ext.search.cohort import Cohort
+from metadnas_ext.search.optimizers import per_client, row_norms
 from metadnas_ext.search.relaxations import Relaxation
 from metadnas_ext.search.training import check_finite
+from metadnas_ext.search.validation import validation_gradient
 from metadnas_ext.seeding import generator
 
 
@@ -46,7 +48,7 @@ def alpha_hessian_eigenvalue(
     alpha = cohort.alpha
 
     def gradient(at: Tensor) -> Tensor:
-        grad, _ = validation_gradient(plan, cohort, at, relaxation, store, batch_size, where)
+        grad = validation_gradient(plan, cohort, at, relaxation, store, batch_size, where).alpha
         check_finite(grad, cohort, where, "gradient in alpha")
         return grad.double()
 
@@ -102,4 +104,4 @@ def _orthogonal(basis: Tensor, vector: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / per_client(norms(vectors), vectors)
+    return vectors / per_client(row_norms(vectors, TINY), vectors)

@@ -27,6 +27,14 @@ class Term(ABC):
     def advance(self, chances: Weights, rows: slice) -> None:  # noqa: B027 (most terms never do)
         """Told of every step on α: for terms that change over time."""
 
+    def kept(self, rows: slice) -> Term:
+        """The term as it is now, of just these clients, who are all it then knows."""
+        return self
+
+    def towards(self, server: Tensor) -> Term:
+        """The same with another α of the server, (k, 2, E, O)."""
+        return self
+
 
 class CostPenalty(Term):
     """λ φ(c(α) / B - 1): expected cost c against each client's budget B.
@@ -67,9 +75,16 @@ class CostPenalty(Term):
             step = self._rate * self._excess(chances, rows)
             self.multiplier[rows] = (self.multiplier[rows] + step).clamp(min=0)
 
+    def kept(self, rows: slice) -> CostPenalty:
+        term = CostPenalty(self._costs_of(rows), self._budgets[rows], self._kind, 0.0, self._rate)
+        term.multiplier = self.multiplier[rows].clone()
+        return term
+
     def _excess(self, chances: Weights, rows: slice) -> Tensor:
-        costs = self._costs.rows(rows) if isinstance(self._costs, CohortCosts) else self._costs
-        return expected_cost(costs, *chances) / self._budgets[rows] - 1
+        return expected_cost(self._costs_of(rows), *chances) / self._budgets[rows] - 1
+
+    def _costs_of(self, rows: slice) -> CostTable | CohortCosts:
+        return self._costs.rows(rows) if isinstance(self._costs, CohortCosts) else self._costs
 
 
 class KLToServer(Term):
@@ -82,6 +97,9 @@ class KLToServer(Term):
     def __call__(self, alpha: Tensor, chances: Weights, rows: slice) -> Tensor:
         log_p = self._relaxation.log_chances(alpha)
         return self._weight * (log_p.exp() * (log_p - self._server)).sum(-1).mean((1, 2))
+
+    def towards(self, server: Tensor) -> KLToServer:
+        return KLToServer(self._weight, server, self._relaxation)
 
 
 class BetaDecay(Term):
@@ -147,6 +165,14 @@ class Objective:
     def advance(self, chances: Weights, rows: slice) -> None:
         for term in self.terms:
             term.advance(chances, rows)
+
+    def kept(self, rows: slice) -> Objective:
+        """As a term's."""
+        return Objective([term.kept(rows) for term in self.terms])
+
+    def towards(self, server: Tensor) -> Objective:
+        """As a term's."""
+        return Objective([term.towards(server) for term in self.terms])
 
 
 def entropy(log_p: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class Relaxation(ABC):
 
     stochastic: ClassVar[bool] = False
     """Whether the weights of a training step are drawn."""
+    relative: ClassVar[bool] = True
+    """Whether a constant on all candidates of an edge changes nothing."""
 
     @abstractmethod
     def mixture(self, alpha: Tensor) -> Mixing:
@@ -135,6 +137,8 @@ class Sigmoid(Relaxation):
 
     An edge keeps one candidate here as elsewhere: chances are the weights' shares, scores log σ(α).
     """
+
+    relative: ClassVar[bool] = False
 
     def mixture(self, alpha: Tensor) -> Mixing:
         return self._mixing(self._scaled(alpha))

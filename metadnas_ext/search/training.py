@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from metadnas_ext.nn.plan import Weights
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
 from metadnas_ext.search.relaxations import SOFTMAX, Relaxation
+from metadnas_ext.search.trajectory import Losses, Trajectory
 
 
 class Pass(NamedTuple):
@@ -50,6 +52,11 @@ class AlphaStep(Protocol):
     def weight_pass(self, cohort: Cohort, batches: TrainBatches, step: int, train: Batch) -> Pass:
         """The pass on which w then moves."""
 
+    def weight_losses(
+        self, batches: TrainBatches, step: int, train: Batch, clients: slice
+    ) -> Losses:
+        """The losses of that pass again, of some of its clients."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -80,23 +87,32 @@ def train(
     where: str,
     alpha_step: AlphaStep | None = None,
     watch: Watch | None = None,
+    trajectory: Trajectory | None = None,
 ) -> Tensor:
     """Trains each client for its own number of steps, in place; its mean training loss, (G).
 
-    With `alpha_step` it is a search. `where` names the phase in the DivergenceError of a loss or a
-    result that is not finite.
+    With `alpha_step` it is a search, and `trajectory` records its steps on w. `where` names the
+    phase in the DivergenceError of a loss or a result that is not finite.
     """
     optimizer = how.make(cohort.theta, batches.steps)
+    if trajectory is not None:
+        trajectory.begin(cohort, batches.steps)
     total = torch.zeros(len(cohort.splits), dtype=torch.float64)
     for step in range(len(batches)):
         active = batches.active(step)
         batch = batches.train(active)
+        if trajectory is not None:
+            trajectory.done = step
         if alpha_step is None:
             done = weight_pass(plan, cohort.theta[:active], None, batch)
         else:
             alpha_step.before(cohort, batches, step, batch, optimizer)
             done = alpha_step.weight_pass(cohort, batches, step, batch)
         check_finite(done.losses, cohort, where)
+        if trajectory is not None:
+            assert alpha_step is not None
+            again = partial(alpha_step.weight_losses, batches, step, batch)
+            trajectory.record("theta", optimizer, done.grad, slice(0, active), again)
         optimizer.step(done.grad, active)
         plan.update_running(cohort.running[:active], done.stats, batch.sizes)
         total[:active] += done.losses

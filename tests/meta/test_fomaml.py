@@ -1,8 +1,6 @@
-"""The meta-gradient and the server's step against independent computations."""
+"""First-order meta-gradients, FOMAML's and Reptile's, against independent computations."""
 
 from __future__ import annotations
-
-import functools
 
 import pytest
 import torch
@@ -11,22 +9,21 @@ from torch import Tensor
 
 from metadnas_ext.config import Config
 from metadnas_ext.errors import DivergenceError
-from metadnas_ext.meta import ServerState, server_step
-from metadnas_ext.nn import supernet_plan
-from metadnas_ext.search.architect import meta_gradient
+from metadnas_ext.meta import FOMAML, MetaGradient, Reptile, outer_gradient
+from metadnas_ext.meta.base import LEARNED
+from metadnas_ext.nn import Supernet
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.training import Evaluation
 from metadnas_ext.space import expected_cost
 
-from ..federated._tiny import assert_close
+from ..federated._tiny import assert_close, assert_identical
 from ..search._clients import (
     BUDGETS,
     COSTS,
+    FINAL_TEMPERATURE,
     PARTS,
-    SHAPE,
     SPLITS,
-    STORE,
-    budgets_of,
+    adapted,
     client_config,
     fresh_cohort,
     images,
@@ -50,19 +47,28 @@ def adapted_cohort(clients: list[int]) -> Cohort:
 
 
 def gradient_of(cohort: Cohort, config: Config) -> tuple[Tensor, Evaluation]:
-    return meta_gradient(
-        supernet_plan(SHAPE), cohort, config.client, COSTS, budgets_of(cohort), STORE, "round 1"
-    )
+    grad, figures = outer_gradient(adapted(cohort, config), with_theta=False)
+    assert grad.theta is None
+    assert grad.alpha is not None
+    return grad.alpha, figures
 
 
-def plain_loss(cohort: Cohort, row: int, alpha: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """The client's loss at alpha (2, E, O) and its cross-entropy, with a module in eval mode and
-    the whole validation part as one batch."""
+def network(cohort: Cohort, row: int) -> Supernet:
+    """A client's network as an ordinary module in eval mode."""
+    assert cohort.alpha is not None
+    state = (t[row : row + 1] for t in (cohort.theta, cohort.running, cohort.alpha))
+    return supernet_at(*state).eval()
+
+
+def plain_loss(
+    cohort: Cohort, row: int, alpha: Tensor, config: Config, net: Supernet | None = None
+) -> tuple[Tensor, Tensor]:
+    """The client's loss at alpha (2, E, O) and its cross-entropy, the whole validation part as one
+    batch."""
     client, settings = cohort.clients[row], config.client
-    net = supernet_at(cohort.theta[row : row + 1], cohort.running[row : row + 1], alpha[None])
-    net.eval()
+    net = net or network(cohort, row)
     x, y = images(SPLITS[client].val)
-    weights = alpha.softmax(-1)
+    weights = (alpha / FINAL_TEMPERATURE).softmax(-1)
     entropy = F.cross_entropy(net._run(x, (weights[:1], weights[1:])), y)
     excess = expected_cost(COSTS, weights[0], weights[1]) / BUDGETS[client] - 1
     if settings.penalty_kind in ("hinge", "squared_hinge"):
@@ -85,6 +91,40 @@ def test_meta_gradient_is_autograd_on_the_whole_validation_part(kind: str) -> No
         assert_close(figures.loss[row], entropy.detach(), 1e-12)
         assert int(figures.size[row]) == PARTS[client][1]
     assert figures.accuracy.unique().numel() > 1
+
+
+@pytest.mark.parametrize("on", ["w", "both"])
+def test_gradient_of_the_weights_is_autograd_on_a_module(on: str) -> None:
+    config, cohort = client_config(), adapted_cohort(list(PARTS))
+    assert cohort.alpha is not None
+    grad, _ = FOMAML(on)(adapted(cohort, config))
+    assert (grad.alpha is not None) == (on == "both")
+    assert grad.theta is not None
+    for row, client in enumerate(cohort.clients):
+        net = network(cohort, row)
+        loss, _ = plain_loss(cohort, row, cohort.alpha[row], config, net)
+        names = list(net.plan.parameters.slots)
+        found = torch.autograd.grad(loss, [net.get_parameter(name) for name in names])
+        expected = net.plan.parameters.flatten(dict(zip(names, found, strict=True)))
+        assert_close(grad.theta[row], expected, 1e-11, f"client {client}")
+        if grad.alpha is not None:
+            assert_close(grad.alpha[row], gradient_of(cohort, config)[0][row], 1e-13)
+
+
+@pytest.mark.parametrize("on", list(LEARNED))
+def test_reptile_is_the_way_back_to_the_start(on: str) -> None:
+    """Of every parameter, those without a gradient included; figures as FOMAML's."""
+    config, cohort = client_config(), adapted_cohort([0, 3])
+    assert cohort.alpha is not None
+    origin = adapted(cohort, config)
+    grad, figures = Reptile(on)(origin)
+    expected = MetaGradient(origin.theta - cohort.theta, origin.alpha - cohort.alpha)
+    for name, mine, way in zip(MetaGradient._fields, grad, expected, strict=True):
+        assert (mine is not None) == (name in LEARNED[on])
+        if mine is not None and way is not None:
+            assert_identical(mine, way)
+    for mine, other in zip(figures, gradient_of(cohort, config)[1], strict=True):
+        assert_close(mine, other, 1e-13)
 
 
 def test_meta_gradient_matches_finite_differences() -> None:
@@ -117,58 +157,3 @@ def test_meta_gradient_stops_at_a_loss_that_is_not_finite() -> None:
     cohort.theta[cohort.clients.index(0), -1] = float("inf")
     with pytest.raises(DivergenceError, match="round 1: the loss of client 0 is"):
         gradient_of(cohort, client_config())
-
-
-@functools.cache
-def round_of(index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A round's theta (3, 11), running (3, 6), alpha gradients (3, 2, 5, 4) and sizes."""
-    theta, running, grad = (
-        random_rows(3, width, 10 * index + k) for k, width in enumerate((11, 6, 40))
-    )
-    return theta, running, grad.view(3, 2, 5, 4), torch.tensor([10.0, 1.0, 30.0]).double() + index
-
-
-def fresh_server() -> ServerState:
-    rows = (random_rows(1, width, 99) for width in (11, 6, 40))
-    theta, running, alpha = (row[0] for row in rows)
-    return ServerState.start(theta, running, alpha.view(2, 5, 4))
-
-
-def test_server_averages_weights_and_takes_torchs_adam_on_alpha() -> None:
-    server = fresh_server()
-    alpha = server.alpha.clone().requires_grad_()
-    optimizer = torch.optim.Adam([alpha], lr=0.01)
-    for index in range(5):
-        theta, running, grad, sizes = round_of(index)
-        server_step(server, theta, running, grad, sizes, 0.01)
-        share = [float(size / sizes.sum()) for size in sizes]
-        for actual, parts in ((server.theta, theta), (server.running, running)):
-            mean = sum(s * part for s, part in zip(share, parts, strict=True))
-            assert isinstance(mean, Tensor)
-            assert_close(actual, mean, 1e-14)
-        mean = sum(s * part for s, part in zip(share, grad, strict=True))
-        assert isinstance(mean, Tensor)
-        alpha.grad = mean
-        optimizer.step()
-        assert_close(server.alpha, alpha.detach(), 1e-12, f"round {index}")
-    assert float(server.alpha_steps) == 5
-
-
-def test_server_goes_on_from_saved_tensors() -> None:
-    """A state rebuilt from its tensors after every round ends where an untouched one does."""
-    whole, pieces = fresh_server(), fresh_server()
-    for index in range(4):
-        server_step(whole, *round_of(index), 0.01)
-        server_step(pieces, *round_of(index), 0.01)
-        pieces = ServerState(**{name: t.clone() for name, t in pieces.tensors().items()})
-    for name, tensor in whole.tensors().items():
-        assert torch.equal(pieces.tensors()[name], tensor), name
-
-
-def test_a_client_alone_hands_its_weights_to_the_server() -> None:
-    server = fresh_server()
-    theta, running, grad, _ = (t[:1] for t in round_of(0))
-    server_step(server, theta, running, grad, torch.tensor([7.0]).double(), 0.0)
-    assert torch.equal(server.theta, theta[0])
-    assert torch.equal(server.running, running[0])
-    assert torch.equal(server.alpha, fresh_server().alpha)  # a rate of 0

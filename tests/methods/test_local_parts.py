@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from metadnas_ext.meta import ServerState
+from metadnas_ext.meta import FOMAML, Adapted, MetaGradient, ServerState
 from metadnas_ext.methods import FedAvg, FedAvgFineTuned, MetaDNAS
 from metadnas_ext.methods.derived import train_locally
 from metadnas_ext.search.relaxations import SOFTMAX
-from metadnas_ext.search.training import cohort_of
+from metadnas_ext.search.training import Evaluation, cohort_of
 
 from ..federated._tiny import assert_close, assert_identical, tiny_federation
 
@@ -134,6 +134,39 @@ def test_local_alpha_goes_on_where_the_client_left_it() -> None:
     assert start.alpha is not None
     assert_identical(start.alpha[0], method.server.alpha)
     assert float((alphas[0] - alphas[1]).abs().max()) > 0.01
+
+
+class Wild(FOMAML):
+    """Moves clients' own parts, and the meta-gradient of an own α, out of all proportion."""
+
+    def __init__(self, method: MetaDNAS, local: str) -> None:
+        super().__init__("alpha")
+        self._views, self._local = method.plan.parameters.views, local
+
+    def __call__(self, adapted: Adapted) -> tuple[MetaGradient, Evaluation]:
+        grad, val = super().__call__(adapted)
+        assert grad.alpha is not None
+        cohort = adapted.cohort
+        for row, client in enumerate(cohort.clients):
+            for name in NAMES[self._local]:
+                self._views(cohort.theta)[name][row] += 1000.0 * (client + 1)
+            if self._local == "alpha":
+                grad.alpha[row] += 1000.0 * torch.randn(grad.alpha[row].shape)
+        return grad, val
+
+
+@pytest.mark.parametrize("local", ["head", "head,bn", "alpha"])
+def test_clients_are_compared_by_what_they_send(local: str) -> None:
+    """Krum chooses as before, whatever the parts are like that stay."""
+    federation = tiny_federation(**ALL_SEEN, server__local=local, server__aggregator="krum")
+    method, wild = MetaDNAS(federation), MetaDNAS(federation)
+    wild.learner = Wild(wild, local)
+    for one in (method, wild):
+        one.round(0)
+    theirs = named(wild, wild.server.theta, wild.server.running)
+    for name, tensor in named(method, method.server.theta, method.server.running).items():
+        assert torch.equal(tensor, theirs[name]) == (name not in NAMES[local]), name
+    assert_identical(method.server.alpha, wild.server.alpha)
 
 
 @pytest.mark.parametrize("local", ["head", "bn"])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from metadnas_ext.methods import LocalDARTS, MetaDNAS, meta_dnas
+from metadnas_ext.meta import Adapted, outer_gradient
+from metadnas_ext.methods import LocalDARTS, MetaDNAS, searching
 from metadnas_ext.methods.derived import Trained
 from metadnas_ext.search import discretize
-from metadnas_ext.search.architect import meta_gradient
 from metadnas_ext.search.relaxations import SOFTMAX, Softmax
 from metadnas_ext.space import Genotype
 
@@ -36,7 +36,7 @@ def gated(monkeypatch: pytest.MonkeyPatch, vals: dict[bool, list[float]]) -> lis
         own = len(calls) == 1
         return {c: Trained(g, vals[own][c], 0.5) for c, g in genotypes.items()}
 
-    monkeypatch.setattr(meta_dnas, "finetune", finetune)
+    monkeypatch.setattr(searching, "finetune", finetune)
     results = method.personalise(CLIENTS)
     own, rivals = calls
     assert set(own) == set(rivals) == set(CLIENTS)
@@ -82,16 +82,20 @@ def test_a_round_is_search_and_meta_gradient_of_each_client_then_one_server_step
     for client in figures.clients:
         fresh = MetaDNAS(federation)
         cohort, _ = fresh.search([client], 1, "round/0", "round 0", start["alpha"], SOFTMAX)
-        grad, _ = meta_gradient(
+        adapted = Adapted(
             fresh.plan,
             cohort,
+            start["theta"],
+            start["alpha"],
             federation.config.client,
             federation.costs,
             federation.budgets[[client]],
             federation.store,
             "round 0",
         )
-        parts.append((cohort.theta[0], cohort.running[0], grad[0]))
+        grad, _ = outer_gradient(adapted, with_theta=False)
+        assert grad.alpha is not None
+        parts.append((cohort.theta[0], cohort.running[0], grad.alpha[0]))
     sizes = [len(federation.splits[c].train) for c in figures.clients]
 
     def mean(which: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from metadnas_ext.errors import BudgetError, ConfigError
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods import LocalDARTS, MetaDNAS, RoundFigures
+from metadnas_ext.methods.searching import Searching
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.relaxations import GDAS, SOFTMAX, Softmax
@@ -153,13 +154,13 @@ def test_keys_and_temperatures_of_the_searches(monkeypatch: pytest.MonkeyPatch) 
         "personalise__temperature": 0.5,
     }
     seen: list[Any] = []
-    searched = MetaDNAS.search
+    searched = Searching.search
 
-    def search(self: MetaDNAS, *args: Any) -> Any:
+    def search(self: Searching, *args: Any, **named: Any) -> Any:
         seen.append((args[2], args[5]))
-        return searched(self, *args)
+        return searched(self, *args, **named)
 
-    monkeypatch.setattr(MetaDNAS, "search", search)
+    monkeypatch.setattr(Searching, "search", search)
     for method in (MetaDNAS(tiny_federation(**changes)), LocalDARTS(tiny_federation(**changes))):
         for index in range(method.rounds):
             method.round(index)

@@ -13,6 +13,7 @@ import torch
 
 from metadnas_ext.errors import DivergenceError
 from metadnas_ext.federated.federation import Federation
+from metadnas_ext.meta import FOMAML
 from metadnas_ext.methods import (
     METHODS,
     Ditto,
@@ -25,17 +26,15 @@ from metadnas_ext.methods import (
     derived,
     ditto,
     fedavg_head,
-    meta_dnas,
     per_fedavg,
+    searching,
 )
 from metadnas_ext.methods.derived import local_batches
 from metadnas_ext.methods.survivors import personalised, without_diverged
-from metadnas_ext.nn import supernet_plan
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.search.architect import meta_gradient
 
 from ..federated._tiny import assert_identical, tiny_federation
-from ..search._clients import COSTS, SHAPE, STORE, budgets_of, client_config, fresh_cohort
+from ..search._clients import adapted, client_config, fresh_cohort
 
 ROUNDS = {"data__clients": 6, "data__unseen": 0.1, "server__clients_per_round": 5}
 """Five clients a round, all that are seen."""
@@ -58,7 +57,7 @@ def poison(
                 tensor[row].view(-1)[-1] = math.nan
         return local_batches(federation, cohort, epochs, key)
 
-    for module in (derived, ditto, fedavg_head, meta_dnas, per_fedavg):
+    for module in (derived, ditto, fedavg_head, per_fedavg, searching):
         monkeypatch.setattr(module, "local_batches", poisoned)
 
 
@@ -90,6 +89,9 @@ STATISTICS = "update of the running statistics is nan"
         ("meta_dnas", "theta", "loss is nan", {"client__relaxation": "gumbel"}),
         ("meta_dnas", "theta", "loss is nan", {"server__local": "bn,head,alpha"}),
         ("meta_dnas", "theta", "loss is nan", {"server__hessian_every": 1}),
+        ("meta_dnas", "theta", "loss is nan", {"server__meta": "maml", "server__meta_on": "both"}),
+        ("meta_dnas", "running", STATISTICS, {"server__meta": "reptile"}),
+        ("meta_dnas", "alpha", "loss is nan", {"server__aggregator": "krum"}),
         ("fedavg", "theta", "loss is nan", {}),
         ("fedavg", "running", STATISTICS, {}),
         ("fedavg", "theta", "loss is nan", {"server__local": "head"}),
@@ -156,12 +158,12 @@ def test_a_penalty_that_overflows_drops_its_client() -> None:
 
 def test_a_meta_gradient_that_is_not_finite_names_its_client() -> None:
     """The validation loss is: the penalty enters only as a gradient."""
-    cohort = fresh_cohort([0, 1, 3], torch.float32)
-    budgets = budgets_of(cohort).clone()
-    budgets[cohort.clients.index(1)] = 1e-320
-    plan, config = supernet_plan(SHAPE), client_config().client
-    with pytest.raises(DivergenceError, match="here: the meta-gradient of client 1 is") as caught:
-        meta_gradient(plan, cohort, config, COSTS, budgets, STORE, "here")
+    origin = adapted(fresh_cohort([0, 1, 3], torch.float32), client_config())
+    budgets = origin.budgets.clone()
+    budgets[origin.cohort.clients.index(1)] = 1e-320
+    message = "round 1: the meta-gradient of client 1 is"
+    with pytest.raises(DivergenceError, match=message) as caught:
+        FOMAML("alpha")(replace(origin, budgets=budgets))
     assert list(caught.value.diverged) == [1]
 
 

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, MemoryStore
+from metadnas_ext.meta import Adapted, outer_gradient
 from metadnas_ext.nn import NetworkPlan, Supernet, supernet_plan
-from metadnas_ext.search.architect import ARCHITECTS, meta_gradient
+from metadnas_ext.search.architect import ARCHITECTS
 from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
 from metadnas_ext.search.objective import Objective
-from metadnas_ext.search.relaxations import relaxation_of
+from metadnas_ext.search.relaxations import Relaxation, relaxation_of
 from metadnas_ext.search.training import Training, cohort_of, train
-from metadnas_ext.space import NetworkShape, cost_table
+from metadnas_ext.search.trajectory import Trajectory
+from metadnas_ext.space import CohortCosts, CostTable, NetworkShape, cost_table
 
 BATCH = 8
 PARTS = {0: (23, 7, 4), 1: (9, 3, 9), 2: (5, 2, 3), 3: (41, 12, 17)}
@@ -91,26 +93,16 @@ def search(
     clients: Sequence[int], config: Config, dtype: torch.dtype = torch.float64, epochs: int = 2
 ) -> dict[int, dict[str, Tensor]]:
     """Local search, then the meta-gradient; every tensor of each client."""
-    plan, cohort = supernet_plan(SHAPE), fresh_cohort(clients, dtype)
-    _, _, server = start(plan, dtype)
-    relaxation = relaxation_of(config.client, 0, 1, FINAL_TEMPERATURE)
-    objective = Objective.of(config.client, relaxation, COSTS, budgets_of(cohort), server)
-    architect = ARCHITECTS[config.client.order](
-        *(plan, cohort, config.client, objective, relaxation, "round 3"),
-        warmup=config.client.alpha_warmup,
-    )
-    how = Training.of(config.client)
-    losses = train(plan, cohort, train_batches(cohort, epochs), how, "round 3", architect)
-    grad, val = meta_gradient(
-        plan, cohort, config.client, COSTS, budgets_of(cohort), STORE, "round 3"
-    )
+    cohort, losses = searched(clients, config, dtype, epochs)
+    grad, val = outer_gradient(adapted(cohort, config), with_theta=False)
     assert cohort.alpha is not None
+    assert grad.alpha is not None
     everything = {
         "theta": cohort.theta,
         "running": cohort.running,
         "alpha": cohort.alpha,
         "training loss": losses,
-        "meta-gradient": grad,
+        "meta-gradient": grad.alpha,
         "validation loss": val.loss,
         "validation accuracy": val.accuracy,
     }
@@ -118,6 +110,65 @@ def search(
         client: {name: t[row] for name, t in everything.items()}
         for row, client in enumerate(cohort.clients)
     }
+
+
+def searched(
+    clients: Sequence[int],
+    config: Config,
+    dtype: torch.dtype = torch.float64,
+    epochs: int = 2,
+    trajectory: Trajectory | None = None,
+    start_from: tuple[Tensor, Tensor, Tensor] | None = None,
+    costs: CostTable | None = None,
+) -> tuple[Cohort, Tensor]:
+    """Local search from `start`, or from another state; training losses (G).
+
+    costs: client 1's own table, beside COSTS for the others.
+    """
+    plan = supernet_plan(SHAPE)
+    theta, running, alpha = start_from or start(plan, dtype)
+    splits = ordered([SPLITS[c] for c in clients], BATCH)
+    cohort = cohort_of(splits, theta, running, alpha)
+    relaxation = relaxation_in(config)
+    tables = costs_of(cohort, costs)
+    objective = Objective.of(config.client, relaxation, tables, budgets_of(cohort), alpha)
+    architect = ARCHITECTS[config.client.order](
+        *(plan, cohort, config.client, objective, relaxation, "round 3"),
+        warmup=config.client.alpha_warmup,
+        trajectory=trajectory,
+    )
+    batches, how = train_batches(cohort, epochs), Training.of(config.client)
+    done = train(plan, cohort, batches, how, "round 3", architect, trajectory=trajectory)
+    return cohort, done
+
+
+def relaxation_in(config: Config) -> Relaxation:
+    """That of the search, which grows sharper."""
+    return relaxation_of(config.client, 0, 1, FINAL_TEMPERATURE)
+
+
+def costs_of(cohort: Cohort, costs: CostTable | None) -> CostTable | CohortCosts:
+    """One table for all, or one each if client 1 has its own."""
+    if costs is None:
+        return COSTS
+    return CohortCosts.of([costs if client == 1 else COSTS for client in cohort.clients])
+
+
+def adapted(
+    cohort: Cohort,
+    config: Config,
+    trajectory: Trajectory | None = None,
+    costs: CostTable | None = None,
+) -> Adapted:
+    """What a meta-learner gets of a cohort that has searched from the server's state."""
+    plan = supernet_plan(SHAPE)
+    theta, _, alpha = start(plan, cohort.theta.dtype)
+    tables, budgets = costs_of(cohort, costs), budgets_of(cohort)
+    return Adapted(
+        *(plan, cohort, theta, alpha, config.client, tables, budgets, STORE, "round 1"),
+        relaxation_in(config),
+        trajectory,
+    )
 
 
 def random_rows(count: int, width: int, seed: int) -> Tensor:

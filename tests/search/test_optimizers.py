@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -149,3 +151,73 @@ def test_adam_clips_too() -> None:
     optimizer.load(mean, torch.zeros_like(grads), torch.zeros(2))
     optimizer.step(grads, 2)
     torch.testing.assert_close((mean * 10).norm(dim=1), torch.full((2,), 2.0).double())
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e3])
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("done", [0, 3])
+def test_adjoint_is_autograd_through_torchs_step(kind: str, done: int, limit: float) -> None:
+    """One step of torch's differentiable optimisers of a random scalar of all that it changes."""
+    clients, decay = slice(1, 3), 0.03
+    rows = random_rows(len(STEPS), WIDTH)
+    optimizer: RowOptimizer
+    if kind == "adam":
+        optimizer = RowAdam(rows, 0.05, betas=(0.5, 0.999), weight_decay=decay, clip=limit)
+    else:
+        optimizer = RowSGD(rows, 0.05, 0.9, decay, STEPS, clip=limit)
+    for tensor in optimizer.tensors[1:]:  # the moments of `done` steps
+        moments = random_rows(*tensor.shape, seed=7).abs() * (done > 0)
+        tensor.copy_(moments if tensor.dim() > 1 else torch.full_like(tensor, done))
+    grad = random_rows(2, WIDTH, seed=8)
+    after = [random_rows(*t.shape, seed=9 + k) for k, t in enumerate(optimizer.tensors)]
+
+    adjoints = [tensor.clone() for tensor in after]
+    to_grad = optimizer.adjoint(optimizer.tensors, adjoints, grad, clients, done)
+    for row, client in enumerate((1, 2)):
+        before = [t[client].clone() for t in optimizer.tensors if t.dim() > 1]
+        leaves = [t.requires_grad_() for t in (grad[row].clone(), *before)]
+        changed = differentiable_step(kind, leaves, client, done, decay, limit)
+        scalar = torch.stack([(c * a[client]).sum() for c, a in zip(changed, after, strict=False)])
+        expected = torch.autograd.grad(scalar.sum(), leaves)
+        torch.testing.assert_close(to_grad[row], expected[0], rtol=1e-9, atol=1e-10)
+        for mine, other in zip(adjoints, expected[1:], strict=False):
+            torch.testing.assert_close(mine[client], other, rtol=1e-9, atol=1e-10)
+    for mine, other in zip(adjoints, after, strict=True):  # the other clients'
+        assert torch.equal(mine[[0, 3]], other[[0, 3]])
+
+
+def differentiable_step(
+    kind: str, leaves: list[Tensor], client: int, done: int, decay: float, limit: float
+) -> list[Tensor]:
+    """The parameter and its moments after one step of torch's optimiser, with their history."""
+    grad, parameter, *moments = (leaf.clone() for leaf in leaves)
+    optimizer: torch.optim.Optimizer
+    if kind == "adam":
+        optimizer = torch.optim.Adam(
+            [parameter], 0.05, betas=(0.5, 0.999), weight_decay=decay, differentiable=True
+        )
+        names = ("exp_avg", "exp_avg_sq")
+        optimizer.state[parameter]["step"] = torch.tensor(float(done)).double()
+    else:
+        rate = 0.05 * (1 + math.cos(math.pi * done / STEPS[client])) / 2
+        optimizer = torch.optim.SGD([parameter], rate, 0.9, weight_decay=decay, differentiable=True)
+        names = ("momentum_buffer",)
+    optimizer.state[parameter] |= dict(zip(names, moments, strict=True))
+    if limit > 0:
+        grad = grad * (limit / (grad.norm() + 1e-6)).clamp(max=1.0)
+    parameter.grad = grad
+    optimizer.step()
+    return [parameter, *(optimizer.state[parameter][name] for name in names)]
+
+
+def test_adjoint_where_no_gradient_was_ever_seen() -> None:
+    """The root of the second moment has no derivative at 0; the step's own there is finite."""
+    rows = torch.zeros(1, 2, dtype=torch.float64)
+    optimizer = RowAdam(rows, 0.05)
+    adjoints = [torch.ones(1, 2).double(), *(torch.zeros(1, 2).double() for _ in range(2))]
+    grad = torch.tensor([[0.0, 1.0]]).double()
+    to_grad = optimizer.adjoint(
+        optimizer.tensors, [*adjoints, torch.zeros(1)], grad, slice(0, 1), 0
+    )
+    assert float(to_grad[0, 0]) == pytest.approx(-0.05 / 1e-8)  # θ - lr g / eps
+    assert abs(float(to_grad[0, 1])) < 1e-6

@@ -1,0 +1,186 @@
+"""What all methods that search share: a supernet's state, local search from it, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.federated.federation import Federation
+from metadnas_ext.meta import LEARNED, ServerState
+from metadnas_ext.methods.base import Fallback, Method
+from metadnas_ext.methods.curve import AdaptationCurve
+from metadnas_ext.methods.derived import Searched, Trained, finetune, inherited, local_batches
+from metadnas_ext.methods.local_parts import LocalParts
+from metadnas_ext.nn import supernet_plan
+from metadnas_ext.report.result import Kept
+from metadnas_ext.search import discretize
+from metadnas_ext.search.architect import ARCHITECTS
+from metadnas_ext.search.cohort import Cohort, ordered
+from metadnas_ext.search.objective import Objective
+from metadnas_ext.search.relaxations import Relaxation, relaxation_of
+from metadnas_ext.search.training import Training, check_update, evaluate, recalibrate, train
+from metadnas_ext.search.trajectory import Trajectory
+from metadnas_ext.seeding import generator
+from metadnas_ext.space import Genotype, edges, expected_cost
+
+ALPHA_SCALE = 1e-3  # of the random start of α, as in DARTS
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Clients behind their last search.
+
+    epochs: local epochs since the server's state; genotypes: within the budgets; curve: so far.
+    """
+
+    cohort: Cohort
+    epochs: int
+    searched: dict[int, Searched]
+    genotypes: dict[int, Genotype]
+    curve: AdaptationCurve
+
+
+class Searching(Method):
+    """A server's state θ = (w, α), from which clients search with parts of their own."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        self.plan = supernet_plan(federation.shape)
+        seed = self.config.run.seed
+        alpha = torch.randn(
+            2,
+            len(edges(federation.shape.nodes)),
+            len(federation.shape.candidates),
+            generator=generator(seed, "alpha"),
+        )
+        self.server = ServerState.start(
+            self.plan.initial(1, generator(seed, "weights"))[0],
+            self.plan.initial_running(1)[0],
+            ALPHA_SCALE * alpha,
+            LEARNED[self.config.server.meta_on],
+        )
+        self.local = LocalParts(federation, self.plan, self._shared())
+
+    def state(self) -> dict[str, Tensor]:
+        return self.server.tensors() | self.local.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        own = self.local.names
+        self.server = ServerState.of({name: t for name, t in tensors.items() if name not in own})
+        self.local.load_state(tensors)
+
+    def shared_genotype(self) -> Genotype | None:
+        return self.genotype(self.server.alpha)
+
+    def genotype(
+        self, alpha: Tensor, client: int | None = None, relaxation: Relaxation | None = None
+    ) -> Genotype:
+        """The best architecture under α (2, E, O) and the skip cap, within the client's budget.
+
+        `relaxation`: of the search behind α, by default that of the last round's end.
+        """
+        federation, config = self.federation, self.config.client
+        return discretize(
+            (alpha[0], alpha[1]),
+            # Without a budget any client's table will do: it only names the candidates.
+            federation.costs_of(client or 0),
+            None if client is None else float(federation.budgets[client]),
+            relaxation=relaxation or relaxation_of(config, 1, 1),
+            max_skips=config.max_skips,
+        )
+
+    def fallback(self, client: int) -> Fallback:
+        return self._as_it_is(client, self.genotype(self.server.alpha, client), "meta")
+
+    def search(
+        self,
+        clients: Sequence[int],
+        epochs: int,
+        key: str,
+        where: str,
+        pull: Tensor | None,
+        relaxation: Relaxation,
+        warmup: int = 0,
+        curve: AdaptationCurve | None = None,
+        trajectory: Trajectory | None = None,
+    ) -> tuple[Cohort, Tensor]:
+        """Local search of some clients from the server's state; their training losses (G).
+
+        `pull`: α that the KL term draws towards, or None. `warmup`: local epochs of this search in
+        which α stays. `curve` follows the search, `trajectory` records it.
+        """
+        federation, config = self.federation, self.config.client
+        cohort = self._start(clients)
+        batches = local_batches(federation, cohort, epochs, key)
+        costs, budgets = federation.cohort_costs(cohort.clients), federation.budgets[cohort.clients]
+        objective = Objective.of(config, relaxation, costs, budgets, pull)
+        architect = ARCHITECTS[config.order](
+            self.plan, cohort, config, objective, relaxation, where, warmup, trajectory
+        )
+        watch = None
+        if curve is not None:
+            watch = curve.follow(self.plan, cohort, 0, epochs, relaxation)
+        how = Training.of(config)
+        losses = train(self.plan, cohort, batches, how, where, architect, watch, trajectory)
+        if relaxation.stochastic:
+            # The running statistics are of drawn weights: those of the mixture are others.
+            recalibrate(self.plan, cohort, federation.store, config.batch_size, relaxation)
+            check_update(cohort, where)
+        return cohort, losses
+
+    def _as_it_is(self, client: int, genotype: Genotype, kept: Kept) -> Fallback:
+        """The client's network of this architecture, with weights as it starts from them."""
+        rows = inherited(self.plan, self._start([client]), {client: genotype})
+        return Fallback(genotype, *rows[client], kept, recalibrated=True)
+
+    def _start(self, clients: Sequence[int]) -> Cohort:
+        """Clients with what the server sends and what they have kept."""
+        splits = ordered(self.federation.of(clients), self.config.client.batch_size)
+        return self.local.cohort(splits, *self._shared())
+
+    def _shared(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.server.theta, self.server.running, self.server.alpha
+
+    def _pull(self) -> Tensor | None:
+        """What the KL term draws towards: the server's α, if the clients know it."""
+        return None if "alpha" in self.config.server.local else self.server.alpha
+
+    def _adapt(
+        self,
+        clients: Sequence[int],
+        epochs: int,
+        key: str,
+        where: str,
+        pull: Tensor | None,
+        relaxation: Relaxation,
+        warmup: int = 0,
+    ) -> Adaptation:
+        """Local search while the temperature falls, and each client's architecture at its end."""
+        if epochs == 0:
+            relaxation = relaxation.stopped(0.0)
+        curve = AdaptationCurve(self.federation)
+        cohort, _ = self.search(clients, epochs, key, where, pull, relaxation, warmup, curve)
+        assert cohort.alpha is not None
+        store, size = self.federation.store, self.config.client.batch_size
+        accuracy = evaluate(self.plan, cohort, store, "test", size, None, relaxation).accuracy
+        costs = self.federation.cohort_costs(cohort.clients)
+        cost = expected_cost(costs, *relaxation.mixture(cohort.alpha).chances)
+        rows = dict(enumerate(cohort.clients))
+        searched = {c: Searched(float(accuracy[row]), float(cost[row])) for row, c in rows.items()}
+        genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
+        return Adaptation(cohort, epochs, searched, genotypes, curve)
+
+    def _finetune(self, adapted: Adaptation, genotypes: dict[int, Genotype]) -> dict[int, Trained]:
+        """Networks that inherit from the clients' adapted supernets, fine-tuned."""
+        return finetune(
+            self.federation,
+            genotypes,
+            inherited(self.plan, adapted.cohort, genotypes),
+            self.config.personalise.finetune_epochs,
+            "finetune",
+            curve=adapted.curve.copy(),
+            before=adapted.epochs,
+        )
