@@ -1,0 +1,48 @@
+"""How commands print and end: what people read on stdout, what went wrong on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from metadnas_ext.errors import MetadnasError
+
+WIDTH = None if sys.stdout.isatty() else 100  # columns of tables in a file
+console = Console(width=WIDTH)
+errors = Console(stderr=True)
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def friendly() -> Iterator[None]:
+    """Turns what a user can put right into one line and an exit code."""
+    try:
+        yield
+    except MetadnasError as error:
+        errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted", highlight=False)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def resumable(out: Path, command: str) -> Iterator[None]:
+    """Says on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = f"go on with: metadnas {command} --out {out} --resume"
+        errors.print(hint, soft_wrap=True, highlight=False, markup=False)
+        raise
+
+
+def _plain(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))
