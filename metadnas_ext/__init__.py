@@ -2,7 +2,8 @@
 
 from metadnas_ext._native import build_info
 from metadnas_ext.aggregation import aggregate
+from metadnas_ext.space import register_primitive
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "aggregate", "build_info"]
+__all__ = ["__version__", "aggregate", "build_info", "register_primitive"]

@@ -18,7 +18,8 @@ from typing import Any
 
 from metadnas_ext.data import DATASETS, SCHEMES
 from metadnas_ext.errors import ConfigError
-from metadnas_ext.space.primitives import PRIMITIVES
+from metadnas_ext.space.candidates import registered
+from metadnas_ext.space.spaces import SPACES
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """The DARTS search space."""
+    """The search space."""
 
+    space: str = "darts"  # darts or nasbench201
     channels: int = 8
-    layers: int = 3
+    layers: int = 3  # searched cells; nasbench201: a multiple of 3
     nodes: int = 4
-    stem_multiplier: int = 3
-    candidates: tuple[str, ...] = PRIMITIVES
+    stem_multiplier: int = 3  # of DARTS' stem
+    candidates: tuple[str, ...] | None = None  # of the space or registered; None: all of the space
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.dataset": DATASETS,
     "data.partition": SCHEMES,
+    "space.space": tuple(SPACES),
     "client.optimizer": ("adam", "sgd"),
     "client.penalty_kind": ("linear", "hinge", "squared_hinge", "dual"),
     "budget.unit": ("macs", "params"),
@@ -314,10 +317,12 @@ def _check(config: Config) -> None:
     levels = config.budget.levels
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
         raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")
-    unknown = [c for c in config.space.candidates if c not in PRIMITIVES]
+    known = {**SPACES[config.space.space].own, **registered()}
+    unknown = [c for c in config.space.candidates or () if c not in known]
     if unknown:
         raise ConfigError(
-            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(PRIMITIVES)}"
+            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(known)} "
+            f"(others have to be registered first: register_primitive, --import)"
         )
     if config.data.val_fraction + config.data.test_fraction >= 0.95:
         raise ConfigError(

@@ -12,6 +12,7 @@ import pytest
 from metadnas_ext.config import _CHOICES, _RANGES, Config, keys, load_file
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.presets import PRESETS
+from metadnas_ext.space import SPACES
 
 OTHER: dict[str, Any] = {
     "data.dataset": "imagefolder",
@@ -28,6 +29,7 @@ OTHER: dict[str, Any] = {
     "data.test_fraction": 0.15,
     "data.unseen": 0.0,
     "data.augment": False,
+    "space.space": "nasbench201",
     "space.channels": 6,
     "space.layers": 5,
     "space.nodes": 3,
@@ -160,7 +162,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("data.dataset", [3, True, None, ["digits"]]),
     ("data.image_size", ["big", 1.5, False]),
     ("budget.levels", ["a,b", [True], ["x"], None, "0.5,,1", ""]),
-    ("space.candidates", [3, [1], None]),
+    ("space.candidates", [3, [1]]),
 ]
 
 
@@ -272,7 +274,8 @@ def test_paper_preset_has_the_papers_values() -> None:
     assert paper.client.penalty > 0
     assert paper.client.penalty_kind == "linear"
     assert paper.space.nodes == 4
-    assert paper.space.candidates == (
+    assert paper.space.candidates is None  # all that the space defines
+    assert tuple(SPACES[paper.space.space].own) == (
         "none",
         "max_pool_3x3",
         "avg_pool_3x3",

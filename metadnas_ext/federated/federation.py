@@ -12,7 +12,14 @@ from metadnas_ext.config import Config
 from metadnas_ext.data import ClientSplit, ImageStore, load_dataset, partition, split_clients
 from metadnas_ext.errors import BudgetError, ConfigError, DataError
 from metadnas_ext.seeding import derived_seed, generator
-from metadnas_ext.space import CostTable, NetworkShape, cheapest_cost, cost_table, dearest_cost
+from metadnas_ext.space import (
+    CostTable,
+    Shape,
+    cheapest_cost,
+    cost_table,
+    dearest_cost,
+    network_shape,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Federation:
     splits: tuple[ClientSplit, ...]
     seen: tuple[int, ...]
     unseen: tuple[int, ...]
-    shape: NetworkShape
+    shape: Shape
     costs: CostTable
     budgets: Tensor
 
@@ -59,7 +66,8 @@ class Federation:
         splits = split_clients(
             parts, labels, fractions, seed=derived_seed(config.run.seed, "split")
         )
-        shape = NetworkShape(
+        shape = network_shape(
+            config.space.space,
             channels=config.space.channels,
             layers=config.space.layers,
             nodes=config.space.nodes,
@@ -134,7 +142,7 @@ def _budgets(config: Config, costs: CostTable) -> Tensor:
     return torch.tensor([levels[c % len(levels)] for c in range(clients)], dtype=torch.float64)
 
 
-def _check_batches(config: Config, shape: NetworkShape, splits: Sequence[ClientSplit]) -> None:
+def _check_batches(config: Config, shape: Shape, splits: Sequence[ClientSplit]) -> None:
     """Batch statistics need more than one value per channel in the smallest feature map."""
     pixels = shape.cells()[-1].size_out ** 2
     if pixels > 1:

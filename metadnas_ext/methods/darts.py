@@ -11,7 +11,7 @@ from metadnas_ext.methods.derived import client_result, finetune, inherit
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import discretize
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 class LocalDARTS(MetaDNAS):
@@ -39,7 +39,7 @@ class LocalDARTS(MetaDNAS):
         if tensors:
             raise ValueError("DARTS on each client alone has no state")
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         return None
 
     @property
@@ -58,7 +58,7 @@ class LocalDARTS(MetaDNAS):
         genotypes, start = {}, {}
         for row, client in enumerate(cohort.clients):
             alpha, budget = cohort.alpha[row], float(federation.budgets[client])
-            genotypes[client] = discretize((alpha[0], alpha[1]), federation.costs, budget)
+            genotypes[client] = discretize(tuple(alpha), federation.costs, budget)
             start[client] = inherit(
                 self.plan, genotypes[client], cohort.theta[row], cohort.running[row]
             )

@@ -13,20 +13,20 @@ from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
 from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
 from metadnas_ext.search.training import Evaluation, Training, evaluate, recalibrate, train
-from metadnas_ext.space import Genotype, genotype_cost
+from metadnas_ext.space import Architecture, genotype_cost
 
 
 @dataclass(frozen=True)
 class Trained:
     """One client's discrete network after training: val and test are accuracies in 0..1."""
 
-    genotype: Genotype
+    genotype: Architecture
     val: float
     test: float
 
 
 def inherit(
-    supernet: NetworkPlan, genotype: Genotype, theta: Tensor, running: Tensor
+    supernet: NetworkPlan, genotype: Architecture, theta: Tensor, running: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The derived network's rows from the supernet's: theta (P), running (R)."""
     derived = derived_plan(supernet.shape, genotype)
@@ -36,7 +36,7 @@ def inherit(
 
 def finetune(
     federation: Federation,
-    genotypes: dict[int, Genotype],
+    genotypes: dict[int, Architecture],
     start: dict[int, tuple[Tensor, Tensor]],
     epochs: int,
     key: str,

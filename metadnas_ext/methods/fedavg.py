@@ -23,7 +23,7 @@ from metadnas_ext.search import max_cost_genotype
 from metadnas_ext.search.cohort import Cohort, ordered
 from metadnas_ext.search.training import Evaluation, cohort_of, evaluate
 from metadnas_ext.seeding import generator
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 class FedAvg(Method):
@@ -51,7 +51,7 @@ class FedAvg(Method):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.theta, self.running = tensors["theta"], tensors["running"]
 
-    def shared_genotype(self) -> Genotype:
+    def shared_genotype(self) -> Architecture:
         return self.genotype
 
     def round(self, index: int) -> RoundFigures:

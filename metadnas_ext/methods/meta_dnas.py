@@ -26,7 +26,7 @@ from metadnas_ext.search.architect import Architect, meta_gradient
 from metadnas_ext.search.cohort import Cohort, TrainBatches, ordered
 from metadnas_ext.search.training import Evaluation, Training, cohort_of, train
 from metadnas_ext.seeding import generator
-from metadnas_ext.space import Genotype, edges
+from metadnas_ext.space import Architecture
 
 ALPHA_SCALE = 1e-3  # of the random start of α, as in DARTS
 
@@ -42,12 +42,8 @@ class MetaDNAS(Method):
         super().__init__(federation)
         self.plan = supernet_plan(federation.shape)
         seed = self.config.run.seed
-        alpha = torch.randn(
-            2,
-            len(edges(federation.shape.nodes)),
-            len(federation.shape.candidates),
-            generator=generator(seed, "alpha"),
-        )
+        size = federation.shape.space.alpha_shape
+        alpha = torch.randn(size, generator=generator(seed, "alpha"))
         self.server = ServerState.start(
             self.plan.initial(1, generator(seed, "weights"))[0],
             self.plan.initial_running(1)[0],
@@ -60,8 +56,8 @@ class MetaDNAS(Method):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self.server = ServerState(**tensors)
 
-    def shared_genotype(self) -> Genotype | None:
-        return discretize((self.server.alpha[0], self.server.alpha[1]), self.federation.costs)
+    def shared_genotype(self) -> Architecture | None:
+        return discretize(tuple(self.server.alpha), self.federation.costs)
 
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
@@ -94,18 +90,18 @@ class MetaDNAS(Method):
             settings.temperature,
         )
         assert cohort.alpha is not None
-        personal: dict[int, Genotype] = {}
-        meta: dict[int, Genotype] = {}
+        personal: dict[int, Architecture] = {}
+        meta: dict[int, Architecture] = {}
         rows = {client: row for row, client in enumerate(cohort.clients)}
         for client, row in rows.items():
             budget = float(federation.budgets[client])
             alpha = cohort.alpha[row]
-            personal[client] = discretize((alpha[0], alpha[1]), federation.costs, budget)
+            personal[client] = discretize(tuple(alpha), federation.costs, budget)
             if settings.gate:
                 shared = self.server.alpha
-                meta[client] = discretize((shared[0], shared[1]), federation.costs, budget)
+                meta[client] = discretize(tuple(shared), federation.costs, budget)
 
-        def trained(genotypes: dict[int, Genotype]) -> dict[int, Trained]:
+        def trained(genotypes: dict[int, Architecture]) -> dict[int, Trained]:
             start = {
                 client: inherit(
                     self.plan, genotype, cohort.theta[rows[client]], cohort.running[rows[client]]
@@ -199,5 +195,4 @@ class MetaDNAS(Method):
 
     def _skips(self) -> float:
         genotype = self.shared_genotype()
-        edges_kept = () if genotype is None else (*genotype.normal, *genotype.reduce)
-        return float(sum(name == "skip_connect" for name, _ in edges_kept))
+        return float(0 if genotype is None else genotype.operations().count("skip_connect"))

@@ -9,10 +9,19 @@ from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn.architectures import derived_plan, inherit_indices, supernet_plan
 from metadnas_ext.nn.functional import check_images
 from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
-from metadnas_ext.nn.plan import NetworkPlan, Weights
+from metadnas_ext.nn.plan import NetworkPlan
+from metadnas_ext.nn.stages import Weights
 from metadnas_ext.ops.mixed_op import check_keep
 from metadnas_ext.search.discretize import discretize
-from metadnas_ext.space import CostTable, Genotype, NetworkShape, cost_table, edges
+from metadnas_ext.space import (
+    Architecture,
+    CostTable,
+    NASBench201Shape,
+    NetworkShape,
+    Shape,
+    cost_table,
+)
+from metadnas_ext.space.candidates import NAS_BENCH_201
 from metadnas_ext.space.primitives import PRIMITIVES
 
 
@@ -56,7 +65,71 @@ class _Network(nn.Module):
         return out.logits[0] if single else out.logits
 
 
-class Supernet(_Network):
+class _Supernet(_Network):
+    """A supernet of any space; α of each cell type is a parameter `alphas_<type>`."""
+
+    def __init__(self, shape: Shape, clients: int | None, keep: str) -> None:
+        super().__init__(supernet_plan(shape), clients, keep)
+        lead = () if clients is None else (clients,)
+        _, edges, candidates = shape.space.alpha_shape
+        self._alphas = tuple(f"alphas_{name}" for name in shape.space.types)
+        for name in self._alphas:
+            alpha = nn.Parameter(1e-3 * torch.randn((*lead, edges, candidates)))
+            self.register_parameter(name, alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, self.mixing_weights())
+
+    def mixing_weights(self) -> Weights:
+        """softmax of α for each cell type, (G, edges, candidates)."""
+        weights = tuple(a.softmax(-1) for a in self.arch_parameters())
+        return weights if self.clients is not None else tuple(w[None] for w in weights)
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        return [getattr(self, name) for name in self._alphas]  # users may swap them
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All parameters but α."""
+        arch = {id(a) for a in self.arch_parameters()}
+        return [p for p in self.parameters() if id(p) not in arch]
+
+    def genotype(
+        self, costs: CostTable | None = None, budget: float | None = None, client: int = 0
+    ) -> Architecture:
+        """The discrete architecture of (one client's) α, within a budget if given.
+
+        Errors as `search.discretize`, and ValueError if `costs` are of other candidates.
+        """
+        if costs is None:
+            if budget is not None:
+                raise ConfigError("a budget needs a cost table")
+            costs = cost_table(self.shape)  # names the candidates
+        if costs.candidates != self.shape.candidates:
+            raise ValueError(
+                f"the costs are of {costs.candidates}, the candidates {self.shape.candidates}"
+            )
+        alphas = [a.detach() for a in self.arch_parameters()]
+        if self.clients is not None:
+            alphas = [a[client] for a in alphas]
+        return discretize(alphas, costs, budget)
+
+    def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
+        """The discrete network of `genotype` with (one client's) weights and statistics."""
+        net = DerivedNet(self.shape, genotype).to(self.arch_parameters()[0])
+        index, running_index = inherit_indices(self.plan, net.plan, genotype)
+        with torch.no_grad():
+            net.load_flat(
+                self.flat()[client, index][None], self.flat_running()[client, running_index][None]
+            )
+        return net
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        for name in self._alphas:
+            state_dict.setdefault(prefix + name, getattr(self, name).detach())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Supernet(_Supernet):
     """The DARTS supernet, optionally for G clients at once, each with its own w and α.
 
     Parameters and buffers carry the public DARTS names; `alphas_normal` and `alphas_reduce` are
@@ -66,13 +139,16 @@ class Supernet(_Network):
     Args:
         C: channels of the first cells. num_classes, layers, nodes, stem_multiplier: as in DARTS.
         image_size, image_channels: of the images; the size is used for costs only.
-        candidates: distinct names from `PRIMITIVES`.
+        candidates: distinct names from `PRIMITIVES`, or registered ones.
         clients: None for an ordinary module; G for a leading client axis on everything.
         keep: what stays in memory for the backward pass, "all", "middle" or "input"; see
             `ops.mixed_op`.
 
     Shape: (N, channels, H, W) -> (N, num_classes); with clients (G, N, ...) -> (G, N, num_classes).
     """
+
+    alphas_normal: nn.Parameter
+    alphas_reduce: nn.Parameter
 
     def __init__(
         self,
@@ -98,69 +174,46 @@ class Supernet(_Network):
             stem_multiplier=stem_multiplier,
             candidates=candidates,
         )
-        super().__init__(supernet_plan(shape), clients, keep)
-        lead = () if clients is None else (clients,)
-        size = (*lead, len(edges(nodes)), len(candidates))
-        self.alphas_normal = nn.Parameter(1e-3 * torch.randn(size))
-        self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(size))
+        super().__init__(shape, clients, keep)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, self.mixing_weights())
 
-    def mixing_weights(self) -> Weights:
-        """softmax of α for both cell types, (G, edges, candidates)."""
-        normal, reduce = (a.softmax(-1) for a in self.arch_parameters())
-        return (normal, reduce) if self.clients is not None else (normal[None], reduce[None])
+class NASBench201Supernet(_Supernet):
+    """The supernet of NAS-Bench-201, optionally for G clients at once.
 
-    def arch_parameters(self) -> list[nn.Parameter]:
-        return [self.alphas_normal, self.alphas_reduce]
+    Parameters and buffers carry the names of the benchmark's public search code; `alphas_cell`
+    [6, candidates] is a parameter beside them, and may be missing in a state dict that is loaded.
 
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """All parameters but α."""
-        arch = {id(a) for a in self.arch_parameters()}
-        return [p for p in self.parameters() if id(p) not in arch]
+    Args:
+        C: channels of the first stage. N: cells of each of the three stages.
+        num_classes, image_size, image_channels, clients, keep: as of `Supernet`.
+        candidates: distinct names from the benchmark's five, or registered ones.
 
-    def genotype(
-        self, costs: CostTable | None = None, budget: float | None = None, client: int = 0
-    ) -> Genotype:
-        """The discrete architecture of (one client's) α, within a budget if given.
+    Shape: as of `Supernet`.
+    """
 
-        Errors as `search.discretize`, and ValueError if `costs` are of other candidates.
-        """
-        if costs is None:
-            if budget is not None:
-                raise ConfigError("a budget needs a cost table")
-            costs = cost_table(self.shape)  # names the candidates
-        if costs.candidates != self.shape.candidates:
-            raise ValueError(
-                f"the costs are of {costs.candidates}, the candidates {self.shape.candidates}"
-            )
-        normal, reduce = (a.detach() for a in self.arch_parameters())
-        if self.clients is not None:
-            normal, reduce = normal[client], reduce[client]
-        return discretize((normal, reduce), costs, budget)
+    alphas_cell: nn.Parameter
 
-    def derive(self, genotype: Genotype, client: int = 0) -> DerivedNet:
-        """The discrete network of `genotype` with (one client's) weights and statistics."""
-        net = DerivedNet(self.shape, genotype).to(self.alphas_normal)
-        index, running_index = inherit_indices(self.plan, net.plan, genotype)
-        with torch.no_grad():
-            net.load_flat(
-                self.flat()[client, index][None], self.flat_running()[client, running_index][None]
-            )
-        return net
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
-        for name in ("alphas_normal", "alphas_reduce"):
-            state_dict.setdefault(prefix + name, getattr(self, name).detach())
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def __init__(
+        self,
+        C: int = 16,
+        num_classes: int = 10,
+        N: int = 5,
+        *,
+        image_size: int = 32,
+        image_channels: int = 3,
+        candidates: tuple[str, ...] = tuple(NAS_BENCH_201),
+        clients: int | None = None,
+        keep: str = "all",
+    ) -> None:
+        shape = NASBench201Shape(C, 3 * N, num_classes, image_size, image_channels, candidates)
+        super().__init__(shape, clients, keep)
 
 
 class DerivedNet(_Network):
-    """A discrete architecture: two edges a node, one operation each.
+    """A discrete architecture: one operation on each edge that it keeps.
 
     Args:
-        shape: geometry, usually `supernet.shape`.
+        shape: geometry, usually `supernet.shape`; `NASBench201Shape()` for one of that space.
         genotype: the architecture.
         clients: None, or G clients that share the architecture but not the weights.
         keep: as of `Supernet`.
@@ -168,8 +221,8 @@ class DerivedNet(_Network):
 
     def __init__(
         self,
-        shape: NetworkShape,
-        genotype: Genotype,
+        shape: Shape,
+        genotype: Architecture,
         clients: int | None = None,
         keep: str = "all",
     ) -> None:

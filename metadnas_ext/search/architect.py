@@ -74,7 +74,7 @@ class Architect:
             return None
         return self._final_temperature**progress
 
-    def _regularisers(self, alpha: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    def _regularisers(self, alpha: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         config, active = self._config, alpha.shape[0]
         _, excess = objective.cost_ratio(weights, self._costs, self._budgets[:active])
         multiplier = self._multiplier[:active].clone()  # the backward pass needs it unchanged

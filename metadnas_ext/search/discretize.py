@@ -1,15 +1,15 @@
 """From architecture parameters to a discrete architecture, exactly and within a cost budget.
 
 Without a budget this is the rule of Liu et al., "DARTS" (ICLR 2019), section 2.4: each node keeps
-the two incoming edges with the largest max-over-candidates p, each with that candidate. With one,
-the architecture of largest summed log p among those that fit it; both coincide where the budget
-does not bind.
+the two incoming edges with the largest max-over-candidates p, each with that candidate; in
+NAS-Bench-201 every edge is kept. With one, the architecture of largest summed log p among those
+that fit it; both coincide where the budget does not bind.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,46 +18,41 @@ from torch import Tensor
 
 from metadnas_ext._native import _C, REFERENCE
 from metadnas_ext.errors import BudgetError, ConfigError
-from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost, edges
-from metadnas_ext.space.genotype import KEPT, Genotype
-from metadnas_ext.space.primitives import PRIMITIVES
-
-CELL_TYPES = ("normal", "reduce")
+from metadnas_ext.space.cell_space import KEPT, Architecture, CellSpace, Choice
+from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost
+from metadnas_ext.space.darts import DARTSCells
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
-Alpha = tuple[Tensor, Tensor] | Mapping[str, Tensor]
+Alpha = Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def discretize(
     alpha: Alpha, costs: CostTable | None = None, budget: float | None = None
-) -> Genotype:
-    """Best architecture under `alpha`, jointly over both cell types, with cost <= `budget`.
+) -> Architecture:
+    """Best architecture under `alpha`, jointly over all cell types, with cost <= `budget`.
 
-    `alpha`: logits [edges, candidates] of the normal and the reduction cell, as a pair or under the
-    keys "normal" and "reduce". `costs` names the candidates (without it: PRIMITIVES) and the unit
-    of `budget`. p = softmax over candidates in float64; `none` takes part in it but is never
-    chosen. Ties: lower cost if there is a budget, then the lexicographically smallest sequence of
-    (edge, candidate). A node's edges come in the order of their sources.
+    `alpha`: logits [edges, candidates] of each cell type, in the space's order or under its names
+    ("normal" and "reduce", or "cell"). `costs` names the space (without it: DARTS with all
+    candidates) and the unit of `budget`. p = softmax over candidates in float64; `none` takes part
+    in it but is never chosen in a DARTS cell. Ties: lower cost if there is a budget, then the
+    lexicographically smallest sequence of (edge, candidate). A node's edges come in the order of
+    their sources.
 
     Raises ValueError on non-finite or misshapen logits, ConfigError on a budget without costs or
     not a number, BudgetError when nothing is as cheap as the budget.
     """
-    candidates = PRIMITIVES if costs is None else costs.candidates
-    logits = _logits(alpha, len(candidates))  # (2, edges, candidates)
-    nodes = _nodes(logits.shape[1])
-    scores = torch.log_softmax(logits, dim=-1).numpy()
+    space = DARTSCells(_nodes(alpha)) if costs is None else costs.space
+    scores = torch.log_softmax(_logits(alpha, space), dim=-1).numpy()  # (types, edges, candidates)
     if budget is None:
-        return _solve(scores, np.zeros_like(scores), nodes, candidates, 0.0, math.inf)
+        return _solve(scores, np.zeros_like(scores), space, 0.0, math.inf)
     if costs is None:
         raise ConfigError("a budget needs a cost table")
-    if nodes != costs.nodes:
-        raise ValueError(f"the cost table has {costs.nodes} nodes, alpha {nodes}")
     _check_budget(costs, budget)
-    return _solve(scores, _costs_array(costs), nodes, candidates, costs.fixed, budget)
+    return _solve(scores, _costs_array(costs), space, costs.fixed, budget)
 
 
-def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Genotype:
+def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Architecture:
     """The dearest architecture within a budget: a fixed design for baselines; deterministic.
 
     Its cost misses the largest possible by at most `gap` of the span between the cheapest
@@ -70,7 +65,7 @@ def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Ge
         raise ConfigError(f"gap must be in [0, 1), got {gap}")
     span = min(budget, dearest_cost(costs)) - cheapest_cost(costs)
     array = _costs_array(costs)
-    return _solve(array, array, costs.nodes, costs.candidates, costs.fixed, budget, gap * span)
+    return _solve(array, array, costs.space, costs.fixed, budget, gap * span)
 
 
 def reference_solve(
@@ -127,39 +122,36 @@ def _front(cost: Array, score: Array, choice: Indices, step: float) -> tuple[Arr
 
 
 def _solve(
-    scores: Array,
-    costs: Array,
-    nodes: int,
-    candidates: tuple[str, ...],
-    fixed: float,
-    budget: float,
-    gap: float = 0.0,
-) -> Genotype:
-    forbidden = candidates.index("none") if "none" in candidates else -1
+    scores: Array, costs: Array, space: CellSpace, fixed: float, budget: float, gap: float = 0.0
+) -> Architecture:
+    nodes = space.solver_nodes
+    # The solver's cells are those of the space, or equal parts of them.
+    each = nodes * (nodes + 3) // 2
+    size = (-1, each, len(space.candidates))
+    scores, costs = scores.reshape(size), costs.reshape(size)
     solve = reference_solve if REFERENCE else _C.discretize_solve
-    _, _, kept, chosen = solve(scores, costs, nodes, forbidden, fixed, budget, gap)
-    sources = [edge.source for edge in edges(nodes)]
-    pairs = [
-        (candidates[candidate], sources[edge]) for edge, candidate in zip(kept, chosen, strict=True)
-    ]
-    return Genotype.of(normal=pairs[: KEPT * nodes], reduce=pairs[KEPT * nodes :])
+    _, _, kept, chosen = solve(scores, costs, nodes, space.forbidden, fixed, budget, gap)
+    choices = []
+    for position, (edge, column) in enumerate(zip(kept, chosen, strict=True)):
+        cell_type, own_edge = divmod(position // (KEPT * nodes) * each + edge, len(space.edges))
+        choices.append(Choice(cell_type, own_edge, column))
+    return space.architecture(choices)
 
 
-def _logits(alpha: Alpha, candidates: int) -> Tensor:
-    """Both cells' logits as one float64 [2, edges, candidates] on the CPU."""
+def _logits(alpha: Alpha, space: CellSpace) -> Tensor:
+    """All cell types' logits as one float64 [types, edges, candidates] on the CPU."""
+    types, edges, candidates = space.alpha_shape
     if isinstance(alpha, Mapping):
-        missing = [name for name in CELL_TYPES if name not in alpha]
+        missing = [name for name in space.types if name not in alpha]
         if missing:
             raise ValueError(f"alpha has no {missing[0]!r}, only {', '.join(map(str, alpha))}")
-        pair = tuple(alpha[name] for name in CELL_TYPES)
-    else:
-        pair = tuple(alpha)
-    if len(pair) != len(CELL_TYPES) or pair[0].shape != pair[1].shape:
-        raise ValueError("alpha must be two matrices of one shape, for normal and reduce")
-    for name, logits in zip(CELL_TYPES, pair, strict=True):
-        if logits.dim() != 2 or logits.shape[1] != candidates:
+        alpha = [alpha[name] for name in space.types]
+    if len(alpha) != types:
+        raise ValueError(f"alpha must be one matrix for each of {', '.join(space.types)}")
+    for name, logits in zip(space.types, alpha, strict=True):
+        if tuple(logits.shape) != (edges, candidates):
             raise ValueError(
-                f"{name} alpha must be [edges, {candidates}], got {list(logits.shape)}"
+                f"{name} alpha must be [{edges}, {candidates}], got {list(logits.shape)}"
             )
         if not bool(torch.isfinite(logits).all()):
             edge, column = (~torch.isfinite(logits)).nonzero()[0].tolist()
@@ -167,11 +159,13 @@ def _logits(alpha: Alpha, candidates: int) -> Tensor:
                 f"{name} alpha is not finite at edge {edge}, candidate {column}: "
                 f"{logits[edge, column].item()}"
             )
-    return torch.stack([logits.detach().cpu().double() for logits in pair])
+    return torch.stack([logits.detach().cpu().double() for logits in alpha])
 
 
-def _nodes(count: int) -> int:
-    """Nodes of a cell with `count` edges: the n with n * (n + 3) / 2 = count."""
+def _nodes(alpha: Alpha) -> int:
+    """Nodes of a DARTS cell by its number of edges: the n with n * (n + 3) / 2 of them."""
+    first = next(iter(alpha.values() if isinstance(alpha, Mapping) else alpha))
+    count = first.shape[0]
     nodes = (math.isqrt(9 + 8 * count) - 3) // 2
     if nodes < 1 or nodes * (nodes + 3) // 2 != count:
         raise ValueError(f"no cell has {count} edges (2, 5, 9, 14, ...)")
@@ -190,4 +184,4 @@ def _check_budget(costs: CostTable, budget: float) -> None:
 
 
 def _costs_array(costs: CostTable) -> Array:
-    return torch.stack([costs.normal, costs.reduce]).detach().cpu().numpy()
+    return costs.cells.detach().cpu().numpy()

@@ -8,12 +8,11 @@ from torch import Tensor
 from metadnas_ext.space import CostTable, expected_cost
 
 
-def mixing_weights(alpha: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """softmax(α / T): alpha (G, 2, E, O), T (G) -> normal and reduction weights, each (G, E, O)."""
+def mixing_weights(alpha: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, ...]:
+    """softmax(α / T): alpha (G, 2, E, O), T (G) -> weights of each cell type, each (G, E, O)."""
     if temperature is not None:
         alpha = alpha / temperature[:, None, None, None]
-    normal, reduce = alpha.softmax(-1).unbind(1)
-    return normal, reduce
+    return alpha.softmax(-1).unbind(1)
 
 
 def entropy(alpha: Tensor) -> Tensor:
@@ -23,7 +22,7 @@ def entropy(alpha: Tensor) -> Tensor:
 
 
 def cost_ratio(
-    weights: tuple[Tensor, Tensor], costs: CostTable, budgets: Tensor
+    weights: tuple[Tensor, ...], costs: CostTable, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Expected cost of each client's mixture, and its excess over the budget, c / B - 1: (G)."""
     cost = expected_cost(costs, *weights)

@@ -10,13 +10,12 @@ from metadnas_ext.errors import BudgetError, ConfigError
 from metadnas_ext.search.discretize import discretize, max_cost_genotype, reference_solve
 from metadnas_ext.space.cost import (
     CostTable,
-    NetworkShape,
     cheapest_cost,
     cost_table,
     dearest_cost,
-    edges,
     genotype_cost,
 )
+from metadnas_ext.space.darts import DARTSCells, NetworkShape, edges
 from metadnas_ext.space.genotype import Genotype
 from metadnas_ext.space.primitives import PRIMITIVES
 
@@ -31,8 +30,8 @@ def random_alpha(nodes, candidates, generator, dtype=torch.float64):
 
 def random_table(nodes, candidates, generator):
     size = (2, len(edges(nodes)), len(candidates))
-    normal, reduce = torch.rand(size, generator=generator, dtype=torch.float64)
-    return CostTable("ms", normal, reduce, 0.7, candidates, nodes)
+    costs = torch.rand(size, generator=generator, dtype=torch.float64)
+    return CostTable("ms", costs, 0.7, DARTSCells(nodes, candidates))
 
 
 def budget_at(table, share):
@@ -123,7 +122,7 @@ def test_solver_equals_its_twin_in_the_full_space(seed):
     for table in (measured, cost_table(NetworkShape())):
         alpha = torch.stack(random_alpha(4, 8, generator))
         scores = torch.log_softmax(alpha, -1).numpy()
-        costs = torch.stack([table.normal, table.reduce]).numpy()
+        costs = table.cells.numpy()
         for share in (0.05, 0.3):
             arguments = (scores, costs, 4, 0, table.fixed, budget_at(table, share), 0.0)
             assert _C.discretize_solve(*arguments) == reference_solve(*arguments)
@@ -215,7 +214,7 @@ def test_infeasible_budget_names_budget_unit_and_cheapest():
 def test_max_cost_genotype_is_dearest(seed):
     generator = torch.Generator().manual_seed(seed)
     table = random_table(1, CANDIDATES, generator)
-    stacked = torch.stack([table.normal, table.reduce]).numpy()
+    stacked = table.cells.numpy()
     for share in (0.0, 0.3, 0.7, 1.0, 2.0):
         budget = budget_at(table, share)
         best, *_ = brute_force(stacked, stacked, 1, 0, table.fixed, budget)
@@ -253,15 +252,15 @@ def test_malformed_input():
         discretize((zero, zero), budget=1e9)
     with pytest.raises(ConfigError, match="not a number"):
         discretize((zero[:5], zero[:5]), table, math.nan)
-    with pytest.raises(ValueError, match="cost table has 2 nodes, alpha 4"):
+    with pytest.raises(ValueError, match=r"normal alpha must be \[5, 8\], got \[14, 8\]"):
         discretize((zero, zero), table, 1e9)
-    with pytest.raises(ValueError, match=r"normal alpha must be \[edges, 8\], got \[14, 7\]"):
+    with pytest.raises(ValueError, match=r"normal alpha must be \[14, 8\], got \[14, 7\]"):
         discretize((zero[:, :7], zero[:, :7]))
     with pytest.raises(ValueError, match="no cell has 13 edges"):
         discretize((zero[:13], zero[:13]))
     with pytest.raises(ValueError, match="alpha has no 'reduce'"):
         discretize({"normal": zero})
-    with pytest.raises(ValueError, match="two matrices of one shape"):
+    with pytest.raises(ValueError, match=r"reduce alpha must be \[14, 8\], got \[5, 8\]"):
         discretize((zero, zero[:5]))
     with pytest.raises(ConfigError, match="gap must be"):
         max_cost_genotype(table, 1e9, gap=-1.0)

@@ -110,7 +110,7 @@ def test_cost_ratio() -> None:
     cost, excess = objective.cost_ratio(objective.mixing_weights(alpha), costs, budgets)
     for client in range(CLIENTS):
         expected = costs.fixed
-        for cell, prices in enumerate((costs.normal, costs.reduce)):
+        for cell, prices in enumerate(costs.cells):
             for edge in range(EDGES):
                 node = 0 if edge < 2 else 1
                 p = softmax(alpha[client, cell, edge].tolist())

@@ -1,0 +1,66 @@
+"""The spaces by name, as configurations and files name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from metadnas_ext.errors import ConfigError
+from metadnas_ext.space.cell_space import Architecture, CellSpace
+from metadnas_ext.space.darts import DARTSCells, NetworkShape
+from metadnas_ext.space.genotype import Genotype
+from metadnas_ext.space.nasbench201 import (
+    NODES,
+    NASBench201Cells,
+    NASBench201Genotype,
+    NASBench201Shape,
+)
+from metadnas_ext.space.shape import Shape
+
+SPACES: dict[str, type[CellSpace]] = {"darts": DARTSCells, "nasbench201": NASBench201Cells}
+
+
+def network_shape(
+    space: str,
+    *,
+    channels: int,
+    layers: int,
+    nodes: int,
+    stem_multiplier: int,
+    candidates: tuple[str, ...] | None,
+    classes: int,
+    image_size: int,
+    image_channels: int,
+) -> Shape:
+    """Geometry of a network of that space; ConfigError on what does not fit it.
+
+    `candidates` None: all the space defines. NAS-Bench-201 has 4 nodes, and its stem C channels
+    whatever `stem_multiplier`.
+    """
+    if space == "darts":
+        return NetworkShape(
+            channels=channels,
+            layers=layers,
+            nodes=nodes,
+            classes=classes,
+            image_size=image_size,
+            image_channels=image_channels,
+            stem_multiplier=stem_multiplier,
+            candidates=tuple(DARTSCells.own) if candidates is None else candidates,
+        )
+    if nodes != NODES:
+        raise ConfigError(f"space.nodes is {nodes}: a cell of NAS-Bench-201 has {NODES}")
+    return NASBench201Shape(
+        channels=channels,
+        layers=layers,
+        classes=classes,
+        image_size=image_size,
+        image_channels=image_channels,
+        candidates=tuple(NASBench201Cells.own) if candidates is None else candidates,
+    )
+
+
+def architecture_from_json(data: Mapping[str, object]) -> Architecture:
+    """The inverse of any architecture's `to_json`; ValueError on anything else."""
+    if isinstance(data, Mapping) and "arch" in data:
+        return NASBench201Genotype.from_json(data)
+    return Genotype.from_json(data)
