@@ -68,6 +68,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any parameter, e.g. --set client.alpha_lr=0.02 (repeatable)."),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="Module or .py file that registers primitives (repeatable); for --resume too.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/<command>-<dataset>-<n>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 
@@ -100,6 +107,7 @@ class Request:
     preset: str
     config: Path | None
     assignments: list[str]
+    imports: list[str]
     out: Path | None
     resume: bool
 
@@ -125,13 +133,14 @@ def _shared_options(
     preset: Preset = "quick",
     config: ConfigFile = None,
     set_: Set = None,
+    import_: Import = None,
     out: Out = None,
     resume: Resume = False,
 ) -> Request:
     """The options of search and compare."""
     flags = {KEYS[name]: value for name, value in locals().items() if name in KEYS}
     given = {key: value for key, value in flags.items() if value is not None}
-    return Request(given, preset, config, set_ or [], out, resume)
+    return Request(given, preset, config, set_ or [], import_ or [], out, resume)
 
 
 def _with_shared_options(body: Callable[..., None]) -> Callable[..., None]:
@@ -281,6 +290,8 @@ def _run(command: str, wanted: list[str] | None, request: Request) -> None:
     from metadnas_ext.progress import Display
 
     with _friendly():
+        for module in request.imports:
+            _import(module)
         out, config, methods = _settled(command, wanted, request)
         # Sums in PyTorch's own products depend on the number of threads: a run keeps its number.
         threads = config.run.threads or torch.get_num_threads()
@@ -316,6 +327,28 @@ def _settled(
     out = request.out or _free_folder(command, config.data.dataset)
     runner.check_free(out)
     return out, config, wanted or list(METHODS)
+
+
+def _import(name: str) -> None:
+    """Runs a module of the user's, by its dotted name or its file, for what it registers."""
+    import importlib
+    import importlib.util
+
+    try:
+        if not name.endswith(".py"):
+            importlib.import_module(name)
+            return
+        path = Path(name)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    except MetadnasError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--import {name}: {type(error).__name__}: {error}") from error
 
 
 def _preset(name: str) -> Config:
