@@ -338,13 +338,12 @@ def _import(name: str) -> None:
         if not name.endswith(".py"):
             importlib.import_module(name)
             return
-        path = Path(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        own = f"metadnas_import_{Path(name).stem}"  # no name of a module that exists
+        spec = importlib.util.spec_from_file_location(own, name)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        sys.modules[own] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[own])
     except MetadnasError:
         raise
     except Exception as error:

@@ -51,7 +51,8 @@ class SpaceConfig:
     layers: int = 3  # searched cells; nasbench201: a multiple of 3
     nodes: int = 4
     stem_multiplier: int = 3  # of DARTS' stem
-    candidates: tuple[str, ...] | None = None  # of the space or registered; None: all of the space
+    partial: int = 1  # candidates see 1 / partial of the channels (PC-DARTS); darts only
+    candidates: tuple[str, ...] = ()  # of the space or registered; empty: all of the space
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "space.layers": (1, math.inf),
     "space.nodes": (1, math.inf),
     "space.stem_multiplier": (1, math.inf),
+    "space.partial": (1, math.inf),
     "client.epochs": (1, math.inf),
     "client.batch_size": (2, math.inf),
     "client.alpha_lr": (0, math.inf),
@@ -318,7 +320,7 @@ def _check(config: Config) -> None:
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
         raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")
     known = {**SPACES[config.space.space].own, **registered()}
-    unknown = [c for c in config.space.candidates or () if c not in known]
+    unknown = [c for c in config.space.candidates if c not in known]
     if unknown:
         raise ConfigError(
             f"space.candidates holds {', '.join(unknown)}; known: {', '.join(known)} "

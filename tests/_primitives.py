@@ -28,7 +28,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.wide(self.spatial(F.silu(self.norm(self.narrow(x)))))
-        weights = torch.sigmoid(x.mean((2, 3)) @ self.gate + self.halves)
+        weights = torch.sigmoid(F.prelu(x.mean((2, 3)) @ self.gate, self.halves))
         return self.last(x * weights[:, :, None, None])
 
 

@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "space.layers": 5,
     "space.nodes": 3,
     "space.stem_multiplier": 2,
+    "space.partial": 2,
     "space.candidates": ("skip_connect", "none"),
     "client.epochs": 5,
     "client.batch_size": 17,
@@ -162,7 +163,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("data.dataset", [3, True, None, ["digits"]]),
     ("data.image_size", ["big", 1.5, False]),
     ("budget.levels", ["a,b", [True], ["x"], None, "0.5,,1", ""]),
-    ("space.candidates", [3, [1]]),
+    ("space.candidates", [3, [1], None]),
 ]
 
 
@@ -274,7 +275,7 @@ def test_paper_preset_has_the_papers_values() -> None:
     assert paper.client.penalty > 0
     assert paper.client.penalty_kind == "linear"
     assert paper.space.nodes == 4
-    assert paper.space.candidates is None  # all that the space defines
+    assert paper.space.candidates == ()  # all that the space defines
     assert tuple(SPACES[paper.space.space].own) == (
         "none",
         "max_pool_3x3",

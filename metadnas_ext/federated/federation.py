@@ -75,6 +75,7 @@ class Federation:
             image_size=store.image_size,
             image_channels=store.channels,
             stem_multiplier=config.space.stem_multiplier,
+            partial=config.space.partial,
             candidates=config.space.candidates,
         )
         costs = cost_table(shape, config.budget.unit)

@@ -103,10 +103,12 @@ def _darts_cell(
     halvings = _halvings(shape, cell.index)
     first, second = (Block(named, cell.channels, halvings) for named in parts)
     inside = halvings + int(cell.reduction)
-    if not all(edge.fused(shape.space) for edge in edges):
+    if shape.partial > 1 or not all(edge.fused(shape.space) for edge in edges):
         composed = tuple(composed_edge(shape.space, cell, edge, inside) for edge in edges)
         nodes = tuple(range(shape.nodes))
-        return ComposedCell(cell.type, (first, second), composed, nodes, genotype is None)
+        return ComposedCell(
+            cell.type, (first, second), composed, nodes, len(shape.candidates), genotype is None
+        )
     own = tuple(part for edge in edges for part in edge.parts(shape.space, cell))
     return FusedCell(
         cell,
@@ -129,7 +131,9 @@ def _bench_stages(shape: NASBench201Shape, genotype: Architecture | None) -> lis
         edges = _planned(shape, cell, genotype)
         composed = tuple(composed_edge(shape.space, cell, edge, 0) for edge in edges)
         last = composed[-1].target
-        stages[cell.index] = ComposedCell(cell.type, (), composed, (last,), genotype is None)
+        stages[cell.index] = ComposedCell(
+            cell.type, (), composed, (last,), len(shape.candidates), genotype is None
+        )
     head = ModuleStage(module_block("lastact", shape.head_template(), 0))
     return [*(stages[index] for index in sorted(stages)), head]
 

@@ -1,6 +1,6 @@
-"""Cells edge by edge: fused candidates beside ordinary modules, added up by autograd.
+"""Cells edge by edge: fused candidates beside ordinary modules, or on a part of the channels.
 
-What `ops.cell` does in one pass where every candidate is fused.
+What `ops.cell` does in one pass where every candidate is fused and sees all channels.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metadnas_ext import ops
 from metadnas_ext.nn.blocks import Block, module_block, prefixed
 from metadnas_ext.nn.stages import Call
+from metadnas_ext.nn.unfused import scaled
 from metadnas_ext.space import CellSpace, Edge
 from metadnas_ext.space.candidates import FusedCandidate, ModuleCandidate
 from metadnas_ext.space.primitives import Part
@@ -60,13 +62,33 @@ class ModuleUnit:
 
 @dataclass(frozen=True)
 class ComposedEdge:
-    """From a state to a node; the sum of its units."""
+    """From a state to a node; the sum of its units.
+
+    With `partial` K > 1 they work on the first 1 / K of the channels; the others go past them, and
+    channels are shuffled so that the next edge meets both (Xu et al., "PC-DARTS", ICLR 2020).
+    """
 
     source: int
     target: int
     units: tuple[FusedUnit | ModuleUnit, ...]
+    stride: int
+    partial: int
 
     def __call__(self, call: Call, x: Tensor, weights: Tensor | None) -> Tensor:
+        """x (G, N, H, W, C), weights (G, O) or None: a discrete edge -> (G, N, H', W', C)."""
+        if self.partial == 1:
+            return self._mixed(call, x, weights)
+        own = x.shape[-1] // self.partial
+        mixed = self._mixed(call, x[..., :own].contiguous(), weights)
+        past = x[..., own:]
+        if self.stride == 2:
+            images = past.flatten(0, 1).permute(0, 3, 1, 2)  # (G * N, C - C / K, H, W)
+            pooled = F.max_pool2d(images, 2, ceil_mode=True).permute(0, 2, 3, 1)
+            past = pooled.reshape(*mixed.shape[:4], -1)
+        both = torch.cat([mixed, past], -1)
+        return both.view(*mixed.shape[:4], self.partial, own).transpose(-1, -2).flatten(-2)
+
+    def _mixed(self, call: Call, x: Tensor, weights: Tensor | None) -> Tensor:
         first, *rest = (unit(call, x, weights) for unit in self.units)
         for out in rest:
             first = first + out
@@ -114,16 +136,22 @@ def composed_edge(
             modules.append(ModuleUnit(block, column))
         else:
             fused.append(column)
-    if not fused:
-        return ComposedEdge(planned.edge.source, planned.edge.target_node, tuple(modules))
-    own = PlannedEdge(
-        planned.edge,
-        tuple(planned.candidates[column] for column in fused),
-        tuple(planned.prefixes[column] for column in fused),
+    units: list[FusedUnit | ModuleUnit] = []
+    if fused:
+        own = PlannedEdge(
+            planned.edge,
+            tuple(planned.candidates[column] for column in fused),
+            tuple(planned.prefixes[column] for column in fused),
+        )
+        block = Block(own.parts(space, cell), channels, halvings)
+        units.append(FusedUnit(block, own.candidates, tuple(fused), stride))
+    return ComposedEdge(
+        planned.edge.source,
+        planned.edge.target_node,
+        (*units, *modules),
+        stride,
+        cell.channels // channels,
     )
-    block = Block(own.parts(space, cell), channels, halvings)
-    unit = FusedUnit(block, own.candidates, tuple(fused), stride)
-    return ComposedEdge(planned.edge.source, planned.edge.target_node, (unit, *modules))
 
 
 @dataclass(frozen=True)
@@ -132,13 +160,15 @@ class ComposedCell:
 
     `preprocess`: blocks that bring the outputs of the two stages before to the cell's channels; if
     none, the last one's output is the only input. `outputs`: nodes that the output concatenates.
-    `mixed` says whether the edges have mixing weights.
+    `mixed` says whether the edges have mixing weights: (G, edges, candidates), or with one column
+    more, by which the edge as a whole is multiplied (PC-DARTS' edge normalisation).
     """
 
     type: int
     preprocess: tuple[Block, ...]
     edges: tuple[ComposedEdge, ...]
     outputs: tuple[int, ...]
+    candidates: int
     mixed: bool
 
     @property
@@ -155,6 +185,8 @@ class ComposedCell:
         for e, edge in enumerate(self.edges):  # by target: a node is complete before it is read
             own = None if weights is None else weights[:, e]
             out = edge(call, states[edge.source], own)
+            if own is not None and own.shape[1] > self.candidates:
+                out = scaled(out, own[:, self.candidates], call.counts)
             if inputs + edge.target == len(states):
                 states.append(out)
             else:

@@ -66,27 +66,42 @@ class _Network(nn.Module):
 
 
 class _Supernet(_Network):
-    """A supernet of any space; α of each cell type is a parameter `alphas_<type>`."""
+    """A supernet of any space; α of each cell type is a parameter `alphas_<type>`.
 
-    def __init__(self, shape: Shape, clients: int | None, keep: str) -> None:
+    With edge normalisation β is one too, `betas_<type>`.
+    """
+
+    def __init__(
+        self, shape: Shape, clients: int | None, keep: str, normalised: bool = False
+    ) -> None:
         super().__init__(supernet_plan(shape), clients, keep)
         lead = () if clients is None else (clients,)
+        types = shape.space.types
         _, edges, candidates = shape.space.alpha_shape
-        self._alphas = tuple(f"alphas_{name}" for name in shape.space.types)
-        for name in self._alphas:
-            alpha = nn.Parameter(1e-3 * torch.randn((*lead, edges, candidates)))
-            self.register_parameter(name, alpha)
+        self._alphas = tuple(f"alphas_{name}" for name in types)
+        self._betas = tuple(f"betas_{name}" for name in types) if normalised else ()
+        for names, size in ((self._alphas, (edges, candidates)), (self._betas, (edges,))):
+            for name in names:
+                start = nn.Parameter(1e-3 * torch.randn((*lead, *size)))
+                self.register_parameter(name, start)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, self.mixing_weights())
 
     def mixing_weights(self) -> Weights:
-        """softmax of α for each cell type, (G, edges, candidates)."""
-        weights = tuple(a.softmax(-1) for a in self.arch_parameters())
+        """softmax of α for each cell type, (G, edges, candidates); β's as a last column."""
+        weights = tuple(getattr(self, name).softmax(-1) for name in self._alphas)
+        if self._betas:
+            logs = (self.shape.space.edge_log_weights(getattr(self, b)) for b in self._betas)
+            weights = tuple(
+                torch.cat([w, log.exp()[..., None]], -1)
+                for w, log in zip(weights, logs, strict=True)
+            )
         return weights if self.clients is not None else tuple(w[None] for w in weights)
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        return [getattr(self, name) for name in self._alphas]  # users may swap them
+        """α, then β if there is any."""
+        return [getattr(self, name) for name in (*self._alphas, *self._betas)]  # may be swapped
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """All parameters but α."""
@@ -108,10 +123,12 @@ class _Supernet(_Network):
             raise ValueError(
                 f"the costs are of {costs.candidates}, the candidates {self.shape.candidates}"
             )
-        alphas = [a.detach() for a in self.arch_parameters()]
-        if self.clients is not None:
-            alphas = [a[client] for a in alphas]
-        return discretize(alphas, costs, budget)
+
+        def own(names: tuple[str, ...]) -> list[Tensor]:
+            tensors = [getattr(self, name).detach() for name in names]
+            return tensors if self.clients is None else [t[client] for t in tensors]
+
+        return discretize(own(self._alphas), costs, budget, beta=own(self._betas) or None)
 
     def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
         """The discrete network of `genotype` with (one client's) weights and statistics."""
@@ -124,7 +141,7 @@ class _Supernet(_Network):
         return net
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
-        for name in self._alphas:
+        for name in (*self._alphas, *self._betas):
             state_dict.setdefault(prefix + name, getattr(self, name).detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -140,6 +157,8 @@ class Supernet(_Supernet):
         C: channels of the first cells. num_classes, layers, nodes, stem_multiplier: as in DARTS.
         image_size, image_channels: of the images; the size is used for costs only.
         candidates: distinct names from `PRIMITIVES`, or registered ones.
+        partial: K of PC-DARTS (Xu et al., ICLR 2020): candidates work on 1 / K of the channels, and
+            edges are normalised by `betas_normal` and `betas_reduce` [edges]. 1: plain DARTS.
         clients: None for an ordinary module; G for a leading client axis on everything.
         keep: what stays in memory for the backward pass, "all", "middle" or "input"; see
             `ops.mixed_op`.
@@ -161,6 +180,7 @@ class Supernet(_Supernet):
         image_size: int = 32,
         image_channels: int = 3,
         candidates: tuple[str, ...] = PRIMITIVES,
+        partial: int = 1,
         clients: int | None = None,
         keep: str = "all",
     ) -> None:
@@ -173,8 +193,9 @@ class Supernet(_Supernet):
             image_channels=image_channels,
             stem_multiplier=stem_multiplier,
             candidates=candidates,
+            partial=partial,
         )
-        super().__init__(shape, clients, keep)
+        super().__init__(shape, clients, keep, normalised=partial > 1)
 
 
 class NASBench201Supernet(_Supernet):

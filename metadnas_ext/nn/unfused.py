@@ -57,6 +57,22 @@ def run_module(
     return torch.stack(outs), torch.stack(stats)
 
 
+def scaled(x: Tensor, scale: Tensor, counts: Tensor | None) -> Tensor:
+    """x (G, N, ...) times scale (G), client by client; zeros for images that do not count.
+
+    The sum in the factor's gradient must depend neither on the cohort nor on other images.
+    """
+    if counts is None:
+        return torch.stack([s * own for s, own in zip(scale, x, strict=True)])
+    ends = [0] * (2 * (x.dim() - 2))
+    return torch.stack(
+        [
+            F.pad(s * own[:used], (*ends, 0, x.shape[1] - used))
+            for s, own, used in zip(scale, x, counts.tolist(), strict=True)
+        ]
+    )
+
+
 def _run_one(
     module: ModuleTemplate, x: Tensor, params: Tensor, running: Tensor | None
 ) -> tuple[Tensor, Tensor]:

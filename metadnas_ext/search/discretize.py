@@ -28,14 +28,19 @@ Alpha = Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def discretize(
-    alpha: Alpha, costs: CostTable | None = None, budget: float | None = None
+    alpha: Alpha,
+    costs: CostTable | None = None,
+    budget: float | None = None,
+    *,
+    beta: Sequence[Tensor] | None = None,
 ) -> Architecture:
     """Best architecture under `alpha`, jointly over all cell types, with cost <= `budget`.
 
     `alpha`: logits [edges, candidates] of each cell type, in the space's order or under its names
     ("normal" and "reduce", or "cell"). `costs` names the space (without it: DARTS with all
     candidates) and the unit of `budget`. p = softmax over candidates in float64; `none` takes part
-    in it but is never chosen in a DARTS cell. Ties: lower cost if there is a budget, then the
+    in it but is never chosen in a DARTS cell. `beta`: logits [edges] of each cell type, whose
+    normalised weights multiply p (PC-DARTS). Ties: lower cost if there is a budget, then the
     lexicographically smallest sequence of (edge, candidate). A node's edges come in the order of
     their sources.
 
@@ -43,7 +48,11 @@ def discretize(
     not a number, BudgetError when nothing is as cheap as the budget.
     """
     space = DARTSCells(_nodes(alpha)) if costs is None else costs.space
-    scores = torch.log_softmax(_logits(alpha, space), dim=-1).numpy()  # (types, edges, candidates)
+    log_p = torch.log_softmax(_logits(alpha, space), dim=-1)  # (types, edges, candidates)
+    if beta is not None:
+        edges = torch.stack([b.detach().cpu().double() for b in beta])
+        log_p = log_p + space.edge_log_weights(edges)[..., None]
+    scores = log_p.numpy()
     if budget is None:
         return _solve(scores, np.zeros_like(scores), space, 0.0, math.inf)
     if costs is None:

@@ -82,7 +82,7 @@ NAS_BENCH_201: dict[str, Candidate] = {
 }
 """The candidates of NAS-Bench-201 in its order; its average pooling has no batch norm."""
 
-_registered: dict[str, Candidate] = {}
+_registered: dict[str, ModuleCandidate] = {}
 
 
 def register_primitive(name: str, factory: Factory, macs: MACs | None = None) -> None:
@@ -100,16 +100,17 @@ def register_primitive(name: str, factory: Factory, macs: MACs | None = None) ->
         macs: (channels, stride, size) -> multiply-accumulates for one image of size x size pixels.
             None: the module's convolutions, linear layers and matrix products are counted.
 
-    Raises ConfigError on a name that is malformed or taken by another factory.
+    The same function or class of the same module replaces its earlier self, as when a notebook's
+    cell runs again. Raises ConfigError on a name that is malformed or taken.
     """
     if re.fullmatch(r"[a-z][a-z0-9_]*", name) is None:
         raise ConfigError(
             f"a primitive's name has lower-case letters, digits and underscores, got {name!r}"
         )
-    new = ModuleCandidate(name, factory, macs)
-    if name in FUSED or name in NAS_BENCH_201 or _registered.get(name, new) != new:
+    old = _registered.get(name)
+    if name in FUSED or name in NAS_BENCH_201 or (old and _origin(old.factory) != _origin(factory)):
         raise ConfigError(f"the primitive {name!r} exists already")
-    _registered[name] = new
+    _registered[name] = ModuleCandidate(name, factory, macs)
 
 
 def registered() -> dict[str, Candidate]:
@@ -126,6 +127,12 @@ def candidate(name: str, own: Mapping[str, Candidate]) -> Candidate:
     if name not in known:
         raise ConfigError(f"unknown primitive {name!r}; known: {', '.join(known)}")
     return known[name]
+
+
+def _origin(factory: Factory) -> object:
+    """Where a factory is defined; of one without a name, itself."""
+    name = getattr(factory, "__qualname__", None)
+    return factory if name is None else (factory.__module__, name)
 
 
 @functools.cache

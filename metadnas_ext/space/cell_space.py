@@ -102,6 +102,15 @@ class CellSpace(ABC):
         chances = [KEPT / len(group) for group in self.groups() for _ in group]
         return torch.tensor(chances, dtype=torch.float64)
 
+    def edge_log_weights(self, beta: Tensor) -> Tensor:
+        """Log-softmax of β (..., edges) over the edges into each node.
+
+        Xu et al., "PC-DARTS" (ICLR 2020), equation 4: edge normalisation.
+        """
+        nodes = [edge.target_node for edge in self.edges]
+        sizes = [nodes.count(node) for node in dict.fromkeys(nodes)]
+        return torch.cat([part.log_softmax(-1) for part in torch.split(beta, sizes, -1)], -1)
+
     def candidate(self, name: str) -> Candidate:
         """The operation of that name; ConfigError if there is none."""
         return candidate(name, self.own)

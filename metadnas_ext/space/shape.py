@@ -19,6 +19,10 @@ class SearchedCell(Protocol):
         """Which of the space's cell types it is."""
 
     @property
+    def channels(self) -> int:
+        """Channels of every state inside."""
+
+    @property
     def mixed_channels(self) -> int:
         """Channels that the candidates work on."""
 

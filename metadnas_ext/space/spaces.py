@@ -26,14 +26,15 @@ def network_shape(
     layers: int,
     nodes: int,
     stem_multiplier: int,
-    candidates: tuple[str, ...] | None,
+    partial: int,
+    candidates: tuple[str, ...],
     classes: int,
     image_size: int,
     image_channels: int,
 ) -> Shape:
     """Geometry of a network of that space; ConfigError on what does not fit it.
 
-    `candidates` None: all the space defines. NAS-Bench-201 has 4 nodes, and its stem C channels
+    No `candidates`: all that the space defines. NAS-Bench-201 has 4 nodes, and its stem C channels
     whatever `stem_multiplier`.
     """
     if space == "darts":
@@ -45,17 +46,20 @@ def network_shape(
             image_size=image_size,
             image_channels=image_channels,
             stem_multiplier=stem_multiplier,
-            candidates=tuple(DARTSCells.own) if candidates is None else candidates,
+            candidates=candidates or tuple(DARTSCells.own),
+            partial=partial,
         )
     if nodes != NODES:
         raise ConfigError(f"space.nodes is {nodes}: a cell of NAS-Bench-201 has {NODES}")
+    if partial != 1:
+        raise ConfigError(f"space.partial is {partial}: partial channels are for DARTS cells")
     return NASBench201Shape(
         channels=channels,
         layers=layers,
         classes=classes,
         image_size=image_size,
         image_channels=image_channels,
-        candidates=tuple(NASBench201Cells.own) if candidates is None else candidates,
+        candidates=candidates or tuple(NASBench201Cells.own),
     )
 
 

@@ -27,7 +27,10 @@ OWN = {
     "space__candidates": "none,squeeze_excite,skip_connect,dil_conv_3x3",
     "budget__levels": "0.6,0.8",
 }
-SPACES = pytest.mark.parametrize("space", [BENCH, OWN], ids=["nasbench201", "own"])
+PARTIAL = {"space__channels": 8, "space__partial": 4, "budget__levels": "0.8,0.9"}
+SPACES = pytest.mark.parametrize(
+    "space", [BENCH, OWN, PARTIAL], ids=["nasbench201", "own", "partial"]
+)
 
 
 @SPACES

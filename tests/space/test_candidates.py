@@ -82,7 +82,17 @@ def test_refused_names() -> None:
     for name in ("none", "sep_conv_3x3", "nor_conv_1x1", "squeeze_excite"):
         with pytest.raises(ConfigError, match=f"'{name}' exists already"):
             metadnas_ext.register_primitive(name, FACTORIES["norm_only"])
-    metadnas_ext.register_primitive("squeeze_excite", SqueezeExcite)  # the same again: a re-import
+
+
+def test_a_cell_that_runs_again_replaces_its_primitive() -> None:
+    for width in (3, 5):
+
+        def conv_of_a_notebook(channels: int, stride: int, affine: bool) -> nn.Module:
+            return nn.Conv2d(channels, channels, width, stride, width // 2)  # noqa: B023
+
+        metadnas_ext.register_primitive("conv_of_a_notebook", conv_of_a_notebook)
+        candidate = DARTSCells(1, ("conv_of_a_notebook",)).candidate("conv_of_a_notebook")
+        assert candidate.cost(2, 1, 4, "params") == 4 * width**2 + 2
 
 
 class Counting(nn.Module):
