@@ -8,10 +8,10 @@
 
 namespace metadnas {
 
-// An uninitialised tensor of x's type on the CPU, from the pool if it is large. What a forward pass
-// keeps for its backward pass is tens of megabytes an operator, beyond what malloc holds on to:
-// asking the system for it each time costs more than computing it (a page fault and a cleared page
-// for every 4 kB).
+// An uninitialised tensor of x's type on the CPU, from the pool if it is large. What an operator
+// returns or keeps for its backward pass is megabytes to hundreds of them, more than malloc holds
+// on to: asking the system for it each time costs more than computing it (a page fault and a
+// cleared page for every 4 kB).
 torch::stable::Tensor pooled_like(const torch::stable::Tensor& x,
                                   const std::vector<int64_t>& sizes);
 

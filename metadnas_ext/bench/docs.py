@@ -21,9 +21,9 @@ def write_docs(files: Sequence[Path], page: Path, readme: Path, pictures: Path) 
     """Puts results into the documentation and returns what was written.
 
     Every file becomes a section of `page` with a picture `benchmarks-<file>.png` in the folder
-    `pictures`; the mixed operation of the first file becomes the table in `readme`. All inputs are
-    read before anything is written. Raises BenchmarkError on a file without results, on results of
-    a tiny run, and on a page without the markers.
+    `pictures`; the mixed operation of the first file that has it becomes the table in `readme`. All
+    inputs are read before anything is written. Raises BenchmarkError on a file without results, on
+    results of a tiny run, and on a page without the markers.
     """
     runs = {file: Results.load(file) for file in files}
     for file, results in runs.items():
@@ -35,11 +35,12 @@ def write_docs(files: Sequence[Path], page: Path, readme: Path, pictures: Path) 
         for file, results in runs.items()
     ]
     texts = {page: _replaced(page, ALL, "\n".join(chapters))}
-    first = next(iter(runs.values()))
-    summary = [s for s in sections(first.cases, brief=True) if s.group == "mixed_op"]
-    if summary:
-        lines = [f"{origin(first)}:", "", summary[0].grids[0].markdown()]
-        texts[readme] = _replaced(readme, MIXED_OP, "\n".join(lines))
+    for results in runs.values():
+        summary = [s for s in sections(results.cases, brief=True) if s.group == "mixed_op"]
+        if summary:
+            lines = [f"{origin(results)}:", "", summary[0].grids[0].markdown()]
+            texts[readme] = _replaced(readme, MIXED_OP, "\n".join(lines))
+            break
     for file, results in runs.items():
         plot_speedups(results, images[file])
     for path, text in texts.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metadnas_ext import ops
 from metadnas_ext.nn.functional import EPS, MOMENTUM, check_images
 from metadnas_ext.nn.layout import FlatLayout
-from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
+from metadnas_ext.nn.named import gather, register_parameters, register_running, update_running
 from metadnas_ext.ops.mixed_op import check_keep
 from metadnas_ext.space.primitives import PRIMITIVES
 
@@ -85,8 +85,6 @@ class MixedOp(nn.Module):
         if single:
             x, p = x[None], p[None]
         params = self._gather(self._layout, x)  # (G, P)
-        running = self._gather(self._running_layout, x)  # (G, R)
-        norms = running.view(x.shape[0], -1, 2, self.channels)
         out, stats = ops.mixed_op(
             x.permute(0, 1, 3, 4, 2),
             p,
@@ -94,12 +92,15 @@ class MixedOp(nn.Module):
             self.candidates,
             stride=self.stride,
             affine=self.affine,
-            running=None if self.training else norms,
+            running=None if self.training else self._running(x),
             eps=EPS,
             keep=self.keep,
         )
-        if self.training and norms.shape[1] > 0:
-            self._update(norms, stats, out[0, ..., 0].numel())
+        if self.training and self._running_layout.size:
+            positions = out[0, ..., 0].numel()
+            scale = torch.tensor([1.0, positions / (positions - 1)], dtype=stats.dtype)
+            unbiased = (stats * scale[:, None]).flatten(1)  # (G, R)
+            update_running(self, self._running_layout, unbiased, MOMENTUM, self.clients)
         out = out.permute(0, 1, 4, 2, 3)
         return out.squeeze(0) if single else out  # out[0] would copy the gradient
 
@@ -107,11 +108,9 @@ class MixedOp(nn.Module):
         """The tensors that `layout` names as (G, P); where there are none, of x's dtype."""
         return gather(self, layout, self.clients) if layout.size else x.new_zeros(x.shape[0], 0)
 
-    @torch.no_grad()
-    def _update(self, running: Tensor, stats: Tensor, positions: int) -> None:
-        scale = torch.tensor([1.0, positions / (positions - 1)], dtype=stats.dtype)
-        new = running.lerp(stats * scale[:, None], MOMENTUM)
-        write_running(self, self._running_layout, new.flatten(1), self.clients)
+    def _running(self, x: Tensor) -> Tensor:
+        running = self._gather(self._running_layout, x)  # (G, R)
+        return running.view(x.shape[0], -1, 2, self.channels)
 
     def extra_repr(self) -> str:
         return (

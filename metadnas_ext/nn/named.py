@@ -55,11 +55,13 @@ def gather(module: nn.Module, layout: FlatLayout, clients: int | None) -> Tensor
 
 
 @torch.no_grad()
-def write_running(module: nn.Module, layout: FlatLayout, flat: Tensor, clients: int | None) -> None:
-    """Copies flat (G, R) running statistics into the buffers and counts one step on each."""
+def update_running(
+    module: nn.Module, layout: FlatLayout, stats: Tensor, momentum: float, clients: int | None
+) -> None:
+    """running <- (1 - momentum) * running + momentum * stats (G, R), and counts a step on each."""
     buffers = [_find(module, name) for name in layout.slots]
-    rows = flat if clients is not None else flat.squeeze(0)
-    torch._foreach_copy_(buffers, torch.split(rows, layout.sizes, dim=-1))
+    rows = stats if clients is not None else stats.squeeze(0)
+    torch._foreach_lerp_(buffers, torch.split(rows, layout.sizes, dim=-1), momentum)
     steps = [
         _find(module, name.replace("running_var", "num_batches_tracked"))
         for name in layout.slots

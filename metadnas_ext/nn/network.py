@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn.architectures import derived_plan, inherit_indices, supernet_plan
-from metadnas_ext.nn.functional import check_images
-from metadnas_ext.nn.named import gather, register_parameters, register_running, write_running
+from metadnas_ext.nn.functional import MOMENTUM, check_images
+from metadnas_ext.nn.named import gather, register_parameters, register_running, update_running
 from metadnas_ext.nn.plan import NetworkPlan
 from metadnas_ext.nn.stages import Weights
 from metadnas_ext.ops.mixed_op import check_keep
@@ -53,15 +53,12 @@ class _Network(nn.Module):
         single = self.clients is None
         check_images(x, self.shape.image_channels, self.clients)
         x = (x[None] if single else x).permute(0, 1, 3, 4, 2).contiguous()  # (G, N, H, W, C)
-        running = self.flat_running()
-        out = self.plan(
-            self.flat(), weights, x, running=None if self.training else running, keep=self.keep
-        )
+        running = None if self.training else self.flat_running()
+        out = self.plan(self.flat(), weights, x, running=running, keep=self.keep)
         if self.training:
             counts = torch.full((x.shape[0],), x.shape[1])
-            size = (x.shape[2], x.shape[3])
-            self.plan.update_running(running, out.stats, counts, size=size)
-            write_running(self, self.plan.running, running, self.clients)
+            stats = self.plan.unbiased(out.stats, counts, size=(x.shape[2], x.shape[3]))
+            update_running(self, self.plan.running, stats, MOMENTUM, self.clients)
         return out.logits[0] if single else out.logits
 
 

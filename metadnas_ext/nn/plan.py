@@ -135,24 +135,26 @@ class NetworkPlan:
 
     @torch.no_grad()
     def update_running(
-        self,
-        running: Tensor,
-        stats: Tensor,
-        counts: Tensor,
-        momentum: float = fn.MOMENTUM,
-        *,
-        size: tuple[int, int] | None = None,
+        self, running: Tensor, stats: Tensor, counts: Tensor, momentum: float = fn.MOMENTUM
     ) -> None:
         """running <- (1 - momentum) * running + momentum * stats, variances unbiased, in place.
 
-        running, stats (G, R); counts (G) images in the batch; clients with none keep theirs; size
-        (H, W) of the images if not `shape.image_size`.
+        running, stats (G, R); counts (G) images in the batch; clients with none keep theirs.
+        """
+        step = (counts > 0).to(running.dtype)[:, None] * momentum  # (G, 1)
+        running.lerp_(self.unbiased(stats, counts), step.expand_as(running))
+
+    @torch.no_grad()
+    def unbiased(
+        self, stats: Tensor, counts: Tensor, *, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """`stats` (G, R) with variances times n / (n - 1), as torch's batch norm keeps them.
+
+        counts (G) images in the batch; size (H, W) of the images if not `shape.image_size`.
         """
         n = counts[:, None] * self._variance_positions(size)  # (G, R), 0 at the means
-        # n / (n - 1), as torch's batch norm; 1 elsewhere and where the batch is empty.
-        unbiased = torch.where(n > 1, n.to(stats.dtype) / (n - 1).clamp(min=1), 1.0)
-        step = (counts > 0).to(running.dtype)[:, None] * momentum  # (G, 1)
-        running.lerp_(stats * unbiased, step.expand_as(running))
+        # 1 elsewhere and where the batch is empty.
+        return stats * torch.where(n > 1, n.to(stats.dtype) / (n - 1).clamp(min=1), 1.0)
 
     def _variance_positions(self, size: tuple[int, int] | None) -> Tensor:
         """Pixels a biased variance in `running` averages over; 0 where there is none. (R)"""

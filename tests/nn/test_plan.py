@@ -172,14 +172,13 @@ def _batch_norm(z: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
 
 
 @pytest.mark.parametrize(("size", "pixels"), [(None, 64), ((5, 9), 45), ((1, 1), 1)])
-def test_update_running_of_images_of_another_size(
+def test_unbiased_variances_of_images_of_another_size(
     size: tuple[int, int] | None, pixels: int
 ) -> None:
     single = plan(layers=1)
-    running, stats = torch.zeros(2, 1, single.running.size, dtype=torch.float64)
-    stats.fill_(1)
-    single.update_running(running, stats, torch.tensor([2]), 1.0, size=size)
-    for name, view in single.running.views(running).items():
+    stats = torch.ones(1, single.running.size, dtype=torch.float64)
+    unbiased = single.unbiased(stats, torch.tensor([2]), size=size)
+    for name, view in single.running.views(unbiased).items():
         n = 2 * pixels
         factor = n / (n - 1) if name.endswith("running_var") else 1.0
         assert_close(view, torch.full_like(view, factor), name, 1e-15)

@@ -5,7 +5,6 @@
 #include <tuple>
 
 #include "cell/graph.h"
-#include "common/pool.h"
 #include "mixed_op/cpu/inputs.h"
 #include "mixed_op/cpu/isa.h"
 
@@ -209,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const Inputs in(s0, s1, weights, params, counts, sources, targets, candidates, reduction, affine,
                   keep);
   const bool training = !running.has_value();
-  Tensor stats = make_like(s0, in.stats_shape());
+  Tensor stats = pooled_like(s0, in.stats_shape());
   if (!training) {
     check_shape(kOp, "running", *running, in.stats_shape());
     check_like(kOp, "running", *running, s0);
@@ -218,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     check_variance(kOp, in.counts, in.geometry.out_pixels(), s0);
   }
   Tensor z = pooled_like(s0, in.z_shape());
-  Tensor out = make_like(s0, in.out_shape());
+  Tensor out = pooled_like(s0, in.out_shape());
   in.counts.zero_rest(z, in.plan.kept);
   in.counts.zero_rest(out);
   with_element_type(s0, [&]<class T>() { run_forward<T>(in, out, stats, z, training, eps); });

@@ -7,6 +7,7 @@
 
 #include "common/checks.h"
 #include "common/cohort.h"
+#include "common/pool.h"
 #include "mixed_op/plan.h"
 
 namespace metadnas {
@@ -52,15 +53,11 @@ inline void check_variance(const char* op, const CountedImages& counts, int64_t 
                   counts.fewest() * pixels, "; x has shape ", shape_text(x));
 }
 
-inline Tensor make_like(const Tensor& x, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
-}
-
-// A tensor like `like`, or an empty one where it is not wanted.
+// An uninitialised tensor like `like`, or an empty one where it is not wanted.
 inline Tensor make_if(bool wanted, const Tensor& like) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < like.dim() && wanted; ++d) sizes.push_back(like.size(d));
-  return make_like(like, wanted ? sizes : std::vector<int64_t>{0});
+  return pooled_like(like, wanted ? sizes : std::vector<int64_t>{0});
 }
 
 // Rows (G, P) whose elements are neighbours; the rows themselves may be apart.

@@ -3,7 +3,6 @@
 
 #include <tuple>
 
-#include "common/pool.h"
 #include "mixed_op/cpu/inputs.h"
 #include "mixed_op/cpu/isa.h"
 
@@ -97,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
                                            bool affine, double eps, int64_t keep) {
   const Inputs in(x, weights, params, counts, candidates, stride, affine, keep);
   const bool training = !running.has_value();
-  Tensor stats = make_like(x, in.stats_shape());
+  Tensor stats = pooled_like(x, in.stats_shape());
   if (!training) {
     check_shape(kOp, "running", *running, in.stats_shape());
     check_like(kOp, "running", *running, x);
@@ -106,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
     check_variance(kOp, in.counts, in.geometry.out_pixels(), x);
   }
   Tensor z = pooled_like(x, in.z_shape());
-  Tensor out = make_like(x, in.out_shape());
+  Tensor out = pooled_like(x, in.out_shape());
   in.counts.zero_rest(z, in.plan.kept);
   in.counts.zero_rest(out);
   with_element_type(x, [&]<class T>() {

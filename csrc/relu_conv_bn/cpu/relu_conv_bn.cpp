@@ -9,12 +9,12 @@
 
 #include "common/checks.h"
 #include "common/cohort.h"
+#include "common/pool.h"
 #include "relu_conv_bn/cpu/kernels.h"
 
 namespace metadnas::relu_conv_bn {
 namespace {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 
 constexpr const char* kOp = "relu_conv_bn";
@@ -45,10 +45,6 @@ Shape checked_shape(const Tensor& x, int64_t channels, int64_t stride) {
           static_cast<int>(x.size(4)),
           static_cast<int>(channels),
           static_cast<int>(stride)};
-}
-
-Tensor make(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
 }
 
 // Checked inputs that forward and backward share.
@@ -105,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optiona
                                            int64_t stride, bool relu, bool affine, double eps) {
   const Inputs in(x, params, counts, channels, stride, relu, affine);
   const bool training = !running.has_value();
-  Tensor stats = make(x, in.stats_shape());
+  Tensor stats = pooled_like(x, in.stats_shape());
   if (!training) {
     check_shape(kOp, "running", *running, in.stats_shape());
     check_like(kOp, "running", *running, x);
@@ -116,9 +112,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optiona
                     ": batch statistics need more than 1 value per channel, got ", positions,
                     "; x has shape ", shape_text(x));
   }
-  Tensor out = make(x, in.out_shape());
+  Tensor out = pooled_like(x, in.out_shape());
   in.counted.zero_rest(out);
-  Tensor normal = make(x, affine ? in.out_shape() : std::vector<int64_t>{0});
+  Tensor normal = pooled_like(x, affine ? in.out_shape() : std::vector<int64_t>{0});
   if (affine) in.counted.zero_rest(normal);
   with_element(x, [&]<class T>() {
     T* to = static_cast<T*>(out.mutable_data_ptr());
@@ -144,10 +140,10 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor params, Te
   const Tensor own_stats = torch::stable::contiguous(stats);
   const Tensor own_normal = torch::stable::contiguous(normal);
   const std::vector<int64_t> none{0};
-  Tensor grad_x =
-      make(x, need_x ? std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)}
-                     : none);
-  Tensor grad_params = make(x, need_params ? in.params_shape() : none);
+  Tensor grad_x = pooled_like(
+      x,
+      need_x ? std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)} : none);
+  Tensor grad_params = pooled_like(x, need_params ? in.params_shape() : none);
   if (need_x) in.counted.zero_rest(grad_x);
   with_element(x, [&]<class T>() {
     kernels_for<T>(in.shape).backward(

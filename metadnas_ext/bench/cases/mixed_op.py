@@ -20,6 +20,7 @@ from metadnas_ext.bench.case import (
     Variant,
     Work,
 )
+from metadnas_ext.bench.cases.networks import compile_module
 from metadnas_ext.nn import MixedOp
 from metadnas_ext.space.primitives import PRIMITIVES, Conv, layers
 
@@ -38,7 +39,7 @@ def single(channels: int, size: int, stride: int, batch: int) -> Setup:
 
     def compiled(mode: str) -> Variant:
         module = copy.deepcopy(eager)
-        module.compile(mode=mode, dynamic=False)
+        compile_module(module, mode)
         return channels_last(module)
 
     def ours() -> Variant:

@@ -51,11 +51,17 @@ def compile_parts(net: nn.Module, mode: str) -> None:
     Mixed operations of one shape share their code. A cell of a supernet takes minutes, and the
     whole supernet over half an hour.
     """
-    torch._dynamo.config.recompile_limit = 64  # the parts differ in shape
     kind = baseline.Cell if isinstance(net, baseline.DerivedNet) else baseline.MixedOp
     for part in net.modules():
         if isinstance(part, kind):
-            part.compile(mode=mode, dynamic=False)
+            compile_module(part, mode)
+
+
+def compile_module(module: nn.Module, mode: str) -> None:
+    """Compiles a module for the shapes it will see, in place."""
+    # Cases differ in shape and share their code: beyond the limit they would silently run eagerly.
+    torch._dynamo.config.recompile_limit = 64
+    module.compile(mode=mode, dynamic=False)
 
 
 def _derived(
