@@ -16,6 +16,7 @@ from rich.console import Console
 
 from metadnas_ext.config import Config, load_file
 from metadnas_ext.errors import ConfigError, MetadnasError
+from metadnas_ext.imports import import_all
 from metadnas_ext.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any parameter, e.g. --set client.alpha_lr=0.02 (repeatable)."),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="Module or .py file that registers primitives (repeatable); for --resume too.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/<command>-<dataset>-<n>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 TensorBoard = Annotated[
@@ -114,6 +122,7 @@ class Request:
     preset: str
     config: Path | None
     assignments: list[str]
+    imports: list[str]
     out: Path | None
     resume: bool
     tensorboard: bool
@@ -140,6 +149,7 @@ def _shared_options(
     preset: Preset = "quick",
     config: ConfigFile = None,
     set_: Set = None,
+    import_: Import = None,
     out: Out = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
@@ -147,7 +157,7 @@ def _shared_options(
     """The options of search and compare."""
     flags = {KEYS[name]: value for name, value in locals().items() if name in KEYS}
     given = {key: value for key, value in flags.items() if value is not None}
-    return Request(given, preset, config, set_ or [], out, resume, tensorboard)
+    return Request(given, preset, config, set_ or [], import_ or [], out, resume, tensorboard)
 
 
 def _with_shared_options(body: Callable[..., None]) -> Callable[..., None]:
@@ -242,12 +252,14 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file; default METHOD-client-CLIENT.pt2 or .onnx.")
     ] = None,
+    import_: Import = None,
 ) -> None:
     """Write a client's final network for programs without this package."""
     with _friendly():
         from metadnas_ext import models
         from metadnas_ext.export import SUFFIXES, export_model
 
+        import_all(import_ or [])
         net, card = models.load(models.find(run, client, method))
         target = out or Path(f"{method}-client-{client}{SUFFIXES.get(format_, '')}")
         path = export_model(net, card, target, format_)
@@ -352,6 +364,7 @@ def _run(
     from metadnas_ext.federated.federation import Federation
 
     with _friendly():
+        import_all(request.imports)
         out, configs, methods = _settled(command, wanted, request, seeds, target)
         # Sums in PyTorch's own products depend on the number of threads: a run keeps its number.
         threads = configs[0][1].run.threads or torch.get_num_threads()

@@ -18,7 +18,8 @@ from typing import Any
 
 from metadnas_ext.data import DATASETS, SCHEMES
 from metadnas_ext.errors import ConfigError
-from metadnas_ext.space.primitives import PRIMITIVES
+from metadnas_ext.space.candidates import registered
+from metadnas_ext.space.spaces import SPACES
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """The DARTS search space."""
+    """The search space."""
 
+    space: str = "darts"  # darts or nasbench201
     channels: int = 8
-    layers: int = 3
+    layers: int = 3  # searched cells; nasbench201: a multiple of 3
     nodes: int = 4
-    stem_multiplier: int = 3
-    candidates: tuple[str, ...] = PRIMITIVES
+    stem_multiplier: int = 3  # of DARTS' stem
+    partial: int = 1  # candidates see 1 / partial of the channels (PC-DARTS); darts only
+    candidates: tuple[str, ...] = ()  # of the space or registered; empty: all of the space
 
 
 @dataclass(frozen=True)
@@ -283,6 +286,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "space.layers": (1, math.inf),
     "space.nodes": (1, math.inf),
     "space.stem_multiplier": (1, math.inf),
+    "space.partial": (1, math.inf),
     "client.epochs": (1, math.inf),
     "client.batch_size": (2, math.inf),
     "client.alpha_lr": (0, math.inf),
@@ -322,6 +326,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.dataset": DATASETS,
     "data.partition": SCHEMES,
+    "space.space": tuple(SPACES),
     "client.order": ("first", "second", "single"),
     "client.relaxation": ("softmax", "gumbel", "gdas", "sigmoid"),
     "client.optimizer": ("adam", "sgd"),
@@ -359,10 +364,12 @@ def _check(config: Config) -> None:
     levels = config.budget.levels
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
         raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")
-    unknown = [c for c in config.space.candidates if c not in PRIMITIVES]
+    known = {**SPACES[config.space.space].own, **registered()}
+    unknown = [c for c in config.space.candidates if c not in known]
     if unknown:
         raise ConfigError(
-            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(PRIMITIVES)}"
+            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(known)} "
+            f"(others have to be registered first: register_primitive, --import)"
         )
     local = config.server.local
     if len(set(local)) < len(local) or not set(local) <= set(LOCAL_PARTS):

@@ -13,7 +13,7 @@ from metadnas_ext.data import ClientSplit, ImageStore, load_dataset, partition, 
 from metadnas_ext.errors import BudgetError, ConfigError, DataError
 from metadnas_ext.search.discretize import cheapest_within
 from metadnas_ext.seeding import derived_seed, generator
-from metadnas_ext.space import CostTable, NetworkShape, cost_table, dearest_cost
+from metadnas_ext.space import CostTable, Shape, cost_table, dearest_cost, network_shape
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Federation:
     splits: tuple[ClientSplit, ...]
     seen: tuple[int, ...]
     unseen: tuple[int, ...]
-    shape: NetworkShape
+    shape: Shape
     costs: CostTable
     budgets: Tensor
 
@@ -60,7 +60,8 @@ class Federation:
         splits = split_clients(
             parts, labels, fractions, seed=derived_seed(config.run.seed, "split")
         )
-        shape = NetworkShape(
+        shape = network_shape(
+            config.space.space,
             channels=config.space.channels,
             layers=config.space.layers,
             nodes=config.space.nodes,
@@ -68,6 +69,7 @@ class Federation:
             image_size=store.image_size,
             image_channels=store.channels,
             stem_multiplier=config.space.stem_multiplier,
+            partial=config.space.partial,
             candidates=config.space.candidates,
         )
         costs = cost_table(shape, config.budget.unit)
@@ -136,7 +138,7 @@ def _budgets(config: Config, costs: CostTable) -> Tensor:
     return torch.tensor([levels[c % len(levels)] for c in range(clients)], dtype=torch.float64)
 
 
-def _check_batches(config: Config, shape: NetworkShape, splits: Sequence[ClientSplit]) -> None:
+def _check_batches(config: Config, shape: Shape, splits: Sequence[ClientSplit]) -> None:
     """Batch statistics need more than one value per channel in the smallest feature map."""
     pixels = shape.cells()[-1].size_out ** 2
     if pixels > 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Method(ABC):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Goes on from what `state` returned."""
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         """The architecture the server stands for, if the method has one."""
         return None
 
@@ -124,5 +124,5 @@ class WithoutRounds(Method):
         if tensors:
             raise ValueError(f"{self.title} has no state")
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         return None

@@ -33,7 +33,7 @@ from metadnas_ext.search.objective import Objective, entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
 from metadnas_ext.search.training import Evaluation, Training, evaluate, recalibrate, train
 from metadnas_ext.seeding import generator
-from metadnas_ext.space import Genotype, edges, expected_cost
+from metadnas_ext.space import Architecture, expected_cost
 
 ALPHA_SCALE = 1e-3  # of the random start of α, as in DARTS
 
@@ -48,7 +48,7 @@ class Adapted:
     cohort: Cohort
     epochs: int
     searched: dict[int, Searched]
-    genotypes: dict[int, Genotype]
+    genotypes: dict[int, Architecture]
     curve: AdaptationCurve
 
 
@@ -63,12 +63,8 @@ class MetaDNAS(Method):
         super().__init__(federation)
         self.plan = supernet_plan(federation.shape)
         seed = self.config.run.seed
-        alpha = torch.randn(
-            2,
-            len(edges(federation.shape.nodes)),
-            len(federation.shape.candidates),
-            generator=generator(seed, "alpha"),
-        )
+        size = federation.shape.space.alpha_shape
+        alpha = torch.randn(size, generator=generator(seed, "alpha"))
         self.server = ServerState.start(
             self.plan.initial(1, generator(seed, "weights"))[0],
             self.plan.initial_running(1)[0],
@@ -84,20 +80,20 @@ class MetaDNAS(Method):
         self.server = ServerState(**{name: t for name, t in tensors.items() if name not in own})
         self.local.load_state(tensors)
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         return self.genotype(self.server.alpha)
 
     def genotype(
         self, alpha: Tensor, client: int | None = None, relaxation: Relaxation | None = None
-    ) -> Genotype:
-        """The best architecture under α (2, E, O) and the skip cap, within the client's budget.
+    ) -> Architecture:
+        """The best architecture under α (types, E, O) and the skip cap, within the client's budget.
 
         `relaxation`: of the search behind α, by default that of the last round's end.
         """
         federation, config = self.federation, self.config.client
         budget = None if client is None else float(federation.budgets[client])
         return discretize(
-            (alpha[0], alpha[1]),
+            tuple(alpha),
             federation.costs,
             budget,
             relaxation=relaxation or relaxation_of(config, 1, 1),
@@ -235,7 +231,7 @@ class MetaDNAS(Method):
         genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
         return Adapted(cohort, epochs, searched, genotypes, curve)
 
-    def _finetune(self, adapted: Adapted, genotypes: dict[int, Genotype]) -> dict[int, Trained]:
+    def _finetune(self, adapted: Adapted, genotypes: dict[int, Architecture]) -> dict[int, Trained]:
         """Networks that inherit from the clients' adapted supernets, fine-tuned."""
         return finetune(
             self.federation,
@@ -318,8 +314,8 @@ class MetaDNAS(Method):
         return _mean(joined(eigenvalues).tolist())
 
 
-def _skips(genotype: Genotype) -> int:
-    return sum(name == "skip_connect" for name, _ in (*genotype.normal, *genotype.reduce))
+def _skips(genotype: Architecture) -> int:
+    return genotype.operations().count("skip_connect")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -168,7 +168,7 @@ class Unrolled(Architect):
         grad, vector = torch.autograd.grad(losses.sum(), (alpha, ahead))
 
         def slope(theta: Tensor) -> Tensor:
-            """∇_α L_train(theta, α), (k, 2, E, O)."""
+            """∇_α L_train(theta, α), (k, types, E, O)."""
             mixing = self._mix(alpha, batches, step, rows, "train")
             entropies = self._entropies(theta, mixing, train)
             return torch.autograd.grad(entropies.sum(), alpha)[0]
@@ -200,8 +200,7 @@ class SingleLevel(Architect):
         theta = cohort.theta[everyone].detach().requires_grad_()
         alpha = cohort.alpha[everyone].detach().requires_grad_()
         mixing = self._mix(alpha, batches, step, everyone, "train")
-        normal, reduce = mixing.chances
-        searching = mixing._replace(chances=(normal[rows], reduce[rows]))
+        searching = mixing._replace(chances=tuple(chances[rows] for chances in mixing.chances))
         out = self._plan(theta, mixing.weights, train.x, counts=train.counts)
         entropies = cross_entropy(out.logits, train.labels, train.counts)
         terms = self._objective(alpha[rows], searching.chances, rows)
@@ -233,7 +232,7 @@ def meta_gradient(
 
     Finn et al., "MAML" (ICML 2017), first-order variant. The loss is the client's own objective,
     cross-entropy on all its validation data plus its complexity penalty, without the terms that
-    only guide the local search. Returns the gradient (G, 2, E, O) and the validation figures.
+    only guide the local search. Returns the gradient (G, types, E, O) and the validation figures.
     """
     assert cohort.alpha is not None
     size = config.batch_size
@@ -255,10 +254,10 @@ def validation_gradient(
     batch_size: int,
     where: str,
 ) -> tuple[Tensor, Evaluation]:
-    """Gradient of the mean cross-entropy on all validation data at alpha (G, 2, E, O), and figures.
+    """Gradient of the mean cross-entropy on all validation data, and figures.
 
-    With the cohort's w and running statistics: a last, small batch would not have good ones of its
-    own.
+    At alpha (G, types, E, O), with the cohort's w and running statistics: a last, small batch would
+    not have good ones of its own.
     """
     grad = torch.zeros_like(alpha)
     size = torch.tensor([len(s.val) for s in cohort.splits], dtype=torch.float64)
