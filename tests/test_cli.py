@@ -24,7 +24,7 @@ from metadnas_ext.config import Config
 from metadnas_ext.errors import RunError
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.federated.runner import load_config
-from metadnas_ext.space import cheapest_cost
+from metadnas_ext.space import candidates, cheapest_cost
 
 from .federated._tiny import METHODS, TINY, events, run_in
 
@@ -129,7 +129,9 @@ metadnas_ext.register_primitive("conv_1x1_of_a_user", conv_1x1_of_a_user)
 """
 
 
-def test_search_in_nas_bench_201_with_a_primitive_of_ones_own(tmp_path: Path) -> None:
+def test_search_in_nas_bench_201_with_a_primitive_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Registered by a file; the cells of the results name it, and the report draws them."""
     (tmp_path / "my_ops.py").write_text(OWN_OPERATION)
     space = {
@@ -152,6 +154,14 @@ def test_search_in_nas_bench_201_with_a_primitive_of_ones_own(tmp_path: Path) ->
     assert metadnas("search", "--import", "my_ops.py", "--out", "run", "--resume").exit_code == 0
     assert metadnas("report", "run").exit_code == 0
     assert "not drawn" not in (tmp_path / "run" / "report" / "report.md").read_text()
+    exported = metadnas("export", "run", "0", "--import", "my_ops.py", "--out", "net.pt2")
+    assert exported.exit_code == 0, exported.output
+    assert torch.export.load("net.pt2").module()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    monkeypatch.setattr(candidates, "_registered", {})
+    for command in (("export", "run", "0"), ("search", "--out", "run", "--resume")):
+        message = one_line_error(metadnas(*command))
+        assert "conv_1x1_of_a_user" in message
+        assert "--import" in message
 
 
 def test_compare_on_an_image_folder_then_report(tmp_path: Path) -> None:
