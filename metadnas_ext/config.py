@@ -17,7 +17,6 @@ from typing import Any
 
 from metadnas_ext.config_checks import check
 from metadnas_ext.errors import ConfigError
-from metadnas_ext.space.primitives import PRIMITIVES
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """The DARTS search space."""
+    """The search space."""
 
+    space: str = "darts"  # darts or nasbench201
     channels: int = 8
-    layers: int = 3
+    layers: int = 3  # searched cells; nasbench201: a multiple of 3
     nodes: int = 4
-    stem_multiplier: int = 3
-    candidates: tuple[str, ...] = PRIMITIVES
+    stem_multiplier: int = 3  # of DARTS' stem
+    partial: int = 1  # candidates see 1 / partial of the channels (PC-DARTS); darts only
+    candidates: tuple[str, ...] = ()  # of the space or registered; empty: all of the space
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from metadnas_ext import aggregation
 from metadnas_ext.data import DATASETS, SCHEMES
 from metadnas_ext.errors import ConfigError
-from metadnas_ext.space.primitives import PRIMITIVES
+from metadnas_ext.space.candidates import registered
+from metadnas_ext.space.spaces import SPACES
 
 if TYPE_CHECKING:
     from metadnas_ext.config import Config
@@ -30,6 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "space.layers": (1, math.inf),
     "space.nodes": (1, math.inf),
     "space.stem_multiplier": (1, math.inf),
+    "space.partial": (1, math.inf),
     "client.epochs": (1, math.inf),
     "client.batch_size": (2, math.inf),
     "client.alpha_lr": (0, math.inf),
@@ -75,6 +77,7 @@ RANGES: dict[str, tuple[float, float]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.dataset": DATASETS,
     "data.partition": SCHEMES,
+    "space.space": tuple(SPACES),
     "client.order": ("first", "second", "single"),
     "client.relaxation": ("softmax", "gumbel", "gdas", "sigmoid"),
     "client.optimizer": ("adam", "sgd"),
@@ -127,10 +130,12 @@ def _check_lists(config: Config) -> None:
     levels = config.budget.levels
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
         raise ConfigError(f"budget.levels is {levels}, expected one or more positive numbers")
-    unknown = [c for c in config.space.candidates if c not in PRIMITIVES]
+    known = {**SPACES[config.space.space].own, **registered()}
+    unknown = [c for c in config.space.candidates if c not in known]
     if unknown:
         raise ConfigError(
-            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(PRIMITIVES)}"
+            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(known)} "
+            f"(others have to be registered first: register_primitive, --import)"
         )
     local = config.server.local
     if len(set(local)) < len(local) or not set(local) <= set(LOCAL_PARTS):

@@ -17,6 +17,10 @@ class ConfigError(MetadnasError, ValueError):
     """A parameter is unknown, of the wrong type or out of range."""
 
 
+class UnknownPrimitiveError(ConfigError):
+    """A primitive is neither of the search space nor registered."""
+
+
 class DataError(MetadnasError, ValueError):
     """A dataset is unknown, missing, empty, or cannot be partitioned as asked."""
 

@@ -1,11 +1,11 @@
-"""A client's final network as a file: weights under public DARTS names, and what they are of."""
+"""A client's final network as a file: weights under public names, and what they are of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from metadnas_ext.errors import MetadnasError, RunError
+from metadnas_ext.errors import MetadnasError, RunError, UnknownPrimitiveError
 from metadnas_ext.files import write_atomic
 from metadnas_ext.nn import DerivedNet
-from metadnas_ext.space import Genotype, NetworkShape
+from metadnas_ext.space import (
+    Architecture,
+    Shape,
+    architecture_from_json,
+    shape_from_json,
+    shape_to_json,
+)
 
 FOLDER = "models"
 _CARD = "card"  # the one key of a file's metadata: safetensors writes several in random order
@@ -30,24 +36,22 @@ class Card:
     `classes` are the names of its logits; images are (pixels / 255 - mean) / std, by channel.
     """
 
-    shape: NetworkShape
-    genotype: Genotype
+    shape: Shape
+    genotype: Architecture
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"genotype": self.genotype.to_json()}
+        own = {"shape": shape_to_json(self.shape), "genotype": self.genotype.to_json()}
+        return {**vars(self), **own}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Card:
         """The inverse of `to_json`. KeyError, TypeError, ValueError or ConfigError if malformed."""
-        shape: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data["shape"].items()
-        }
         return cls(
-            NetworkShape(**shape),
-            Genotype.from_json(data["genotype"]),
+            shape_from_json(data["shape"]),
+            architecture_from_json(data["genotype"]),
             *(tuple(data[name]) for name in ("classes", "mean", "std")),
         )
 
@@ -69,7 +73,8 @@ def save(path: Path, card: Card, weights: Mapping[str, Tensor]) -> None:
 def load(path: str | Path) -> tuple[DerivedNet, Card]:
     """The network, in eval mode, and its card.
 
-    Raises RunError if the file is missing, damaged or not one that `save` wrote.
+    Raises RunError if the file is missing, damaged or not one that `save` wrote, or if a primitive
+    of its search space is not registered.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -85,17 +90,19 @@ def load(path: str | Path) -> tuple[DerivedNet, Card]:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from None
     except RunError:
         raise
+    except UnknownPrimitiveError as error:
+        raise RunError(f"cannot load {path}: {error}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, MetadnasError) as error:
         raise RunError(f"{path} is not the file of a network, or damaged: {error}") from None
     return net.eval(), card
 
 
 def load_client(run: str | Path, client: int, method: str = "meta_dnas") -> DerivedNet:
-    """The network that a client of a run ended with, in eval mode, with public DARTS names.
+    """The network that a client of a run ended with, in eval mode, with public names.
 
     `run` is the folder of a run, `method` one that ran in it. The network maps normalised images
     (N, channels, H, W) to logits (N, classes). Raises RunError if the run keeps no such network,
-    naming those it has.
+    naming those it has. Primitives of your own have to be registered first.
     """
     return load(find(run, client, method))[0]
 

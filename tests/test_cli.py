@@ -25,7 +25,7 @@ from metadnas_ext.errors import RunError
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.federated.runner import load_config
 from metadnas_ext.files import LOCK, locked
-from metadnas_ext.space import cheapest_cost
+from metadnas_ext.space import candidates, cheapest_cost
 
 from .federated._tiny import METHODS, TINY, events, run_in
 
@@ -115,6 +115,56 @@ def test_search_on_digits(tmp_path: Path) -> None:
     assert f"run folder: runs/{folder.name}" in output
 
 
+OWN_OPERATION = """
+import metadnas_ext
+from torch import nn
+
+def conv_1x1_of_a_user(channels, stride, affine):
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 1, stride, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+metadnas_ext.register_primitive("conv_1x1_of_a_user", conv_1x1_of_a_user)
+"""
+
+
+def test_search_in_nas_bench_201_with_a_primitive_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered by a file; the cells of the results name it, and the report draws them."""
+    (tmp_path / "my_ops.py").write_text(OWN_OPERATION)
+    space = {
+        "space.space": "nasbench201",
+        "space.nodes": "4",
+        "space.layers": "3",
+        "space.candidates": "conv_1x1_of_a_user,avg_pool_3x3",
+        "server.rounds": "1",
+    }
+    settings = [
+        argument for key, value in space.items() for argument in ("--set", f"{key}={value}")
+    ]
+    arguments = ["search", *SMALL, *settings, "--budget", "1", "--out", "run"]
+    result = metadnas(*arguments, "--import", "my_ops.py")
+    assert result.exit_code == 0, result.output
+    saved = json.loads((tmp_path / "run" / "genotypes.json").read_bytes())
+    names = re.findall(r"[|]([a-z0-9_]+)~", saved["meta_dnas"]["meta"]["arch"])
+    assert len(names) == 6
+    assert set(names) <= {"conv_1x1_of_a_user", "avg_pool_3x3"}
+    assert metadnas("search", "--import", "my_ops.py", "--out", "run", "--resume").exit_code == 0
+    assert metadnas("report", "run").exit_code == 0
+    assert "not drawn" not in (tmp_path / "run" / "report" / "report.md").read_text()
+    exported = metadnas("export", "run", "0", "--import", "my_ops.py", "--out", "net.pt2")
+    assert exported.exit_code == 0, exported.output
+    assert torch.export.load("net.pt2").module()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    monkeypatch.setattr(candidates, "_registered", {})
+    for command in (("export", "run", "0"), ("search", "--out", "run", "--resume")):
+        message = one_line_error(metadnas(*command))
+        assert "conv_1x1_of_a_user" in message
+        assert "--import" in message
+
+
 def test_compare_on_an_image_folder_then_report(tmp_path: Path) -> None:
     images = write_images(tmp_path / "photos", 2, 40)
     arguments = ["compare", "--dataset", "imagefolder", "--data-dir", str(images), *SMALL]
@@ -190,6 +240,19 @@ MISTAKES = {
     "bad partition": (["--partition", "random"], "data.partition is 'random', expected one of"),
     "all unseen": (["--clients", "2", "--set", "data.unseen=0.9"], "none would train"),
     "bad budget": (["--budget", "cheap"], "budget.levels is 'cheap', expected"),
+    "no such module": (["--import", "nobodys_module"], "--import nobodys_module: ModuleNotFound"),
+    "no such file": (["--import", "nobodys.py"], "--import nobodys.py: FileNotFoundError"),
+    "unknown space": (["--set", "space.space=darst"], "did you mean 'darts'?"),
+    "layers of a stage": (["--set", "space.space=nasbench201", "--layers", "4"], "multiple of 3"),
+    "nodes of a bench cell": (
+        ["--set", "space.space=nasbench201", "--set", "space.nodes=3"],
+        "a cell of NAS-Bench-201 has 4",
+    ),
+    "parts of a bench cell": (
+        ["--set", "space.space=nasbench201", "--set", "space.partial=2"],
+        "partial channels are for DARTS cells",
+    ),
+    "channels in parts": (["--set", "space.partial=3"], "must divide the 8 channels"),
     "bad candidates": (["--set", "space.candidates=none"], "only 'none'"),
     "twice a candidate": (["--set", "space.candidates=none,none,skip_connect"], "must differ"),
     "unknown key": (["--set", "client.alpha_lrr=1"], "did you mean client.alpha_lr?"),

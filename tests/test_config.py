@@ -13,6 +13,7 @@ from metadnas_ext.config import Config, keys, load_file
 from metadnas_ext.config_checks import CHOICES, RANGES
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.presets import PRESETS
+from metadnas_ext.space import SPACES
 
 OTHER: dict[str, Any] = {
     "data.dataset": "imagefolder",
@@ -29,10 +30,12 @@ OTHER: dict[str, Any] = {
     "data.test_fraction": 0.15,
     "data.unseen": 0.0,
     "data.augment": False,
+    "space.space": "nasbench201",
     "space.channels": 6,
     "space.layers": 5,
     "space.nodes": 3,
     "space.stem_multiplier": 2,
+    "space.partial": 2,
     "space.candidates": ("skip_connect", "none"),
     "client.epochs": 5,
     "client.batch_size": 17,
@@ -322,7 +325,8 @@ def test_paper_preset_has_the_papers_values() -> None:
     assert paper.client.penalty > 0
     assert paper.client.penalty_kind == "linear"
     assert paper.space.nodes == 4
-    assert paper.space.candidates == (
+    assert paper.space.candidates == ()  # all that the space defines
+    assert tuple(SPACES[paper.space.space].own) == (
         "none",
         "max_pool_3x3",
         "avg_pool_3x3",

@@ -16,8 +16,17 @@ from metadnas_ext.errors import RunError
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.models import Card
 from metadnas_ext.nn import DerivedNet
-from metadnas_ext.space import Genotype, NetworkShape
+from metadnas_ext.space import (
+    Architecture,
+    Genotype,
+    NASBench201Genotype,
+    NASBench201Shape,
+    NetworkShape,
+    Shape,
+    candidates,
+)
 
+from ._primitives import FACTORIES
 from .federated._tiny import run_in, tiny_federation
 from .nn._helpers import assert_identical, randomise
 
@@ -106,6 +115,60 @@ def test_every_flipped_or_missing_byte_is_found(tmp_path: Path) -> None:
         broken.write_bytes(whole[:size])
         with pytest.raises(RunError, match=r"broken\.safetensors"):
             models.load(broken)
+
+
+BENCH_TEXT = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
+OTHERS: dict[str, tuple[Shape, Architecture]] = {
+    "nasbench201": (NASBench201Shape(2, 3, 2, 6, 1), NASBench201Genotype.parse(BENCH_TEXT)),
+    "partial": (
+        NetworkShape(4, 2, 1, 2, image_size=6, image_channels=1, partial=2),
+        Genotype.of(
+            [("sep_conv_3x3", 0), ("skip_connect", 1)], [("skip_connect", 0), ("max_pool_3x3", 1)]
+        ),
+    ),
+    "own in darts": (
+        NetworkShape(4, 2, 1, 2, 6, 1, candidates=("squeeze_excite", "skip_connect", "norm_only")),
+        Genotype.of(
+            [("squeeze_excite", 0), ("norm_only", 1)], [("skip_connect", 0), ("squeeze_excite", 1)]
+        ),
+    ),
+    "own in nasbench201": (
+        NASBench201Shape(2, 3, 2, 6, 1, ("none", "conv_1x3_3x1", "norm_only")),
+        NASBench201Genotype(("conv_1x3_3x1", "norm_only", "none") * 2),
+    ),
+}
+"""Networks of other spaces than the plain DARTS ones above."""
+
+
+def saved_other(kind: str, tmp_path: Path) -> tuple[DerivedNet, Card, Path]:
+    shape, genotype = OTHERS[kind]
+    net = DerivedNet(shape, genotype)
+    randomise(net, 3)
+    card, path = Card(shape, genotype, ("a", "b"), (0.1,), (0.3,)), tmp_path / "1.safetensors"
+    models.save(path, card, {n: t for n, t in net.state_dict().items() if t.is_floating_point()})
+    return net, card, path
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_networks_of_every_space(kind: str, tmp_path: Path) -> None:
+    net, card, path = saved_other(kind, tmp_path)
+    loaded, read = models.load(path)
+    assert read == card
+    assert type(read.shape) is type(card.shape)
+    x = torch.randn(3, 1, 6, 6)
+    assert_identical({"logits": loaded(x)}, {"logits": net.eval()(x)})
+
+
+@pytest.mark.parametrize("kind", ["own in darts", "own in nasbench201"])
+def test_a_primitive_that_is_not_registered_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, card, path = saved_other(kind, tmp_path)
+    monkeypatch.setattr(candidates, "_registered", {})
+    (first, *_) = [name for name in card.shape.candidates if name in FACTORIES]
+    message = rf"1\.safetensors: unknown primitive '{first}'.*register_primitive, --import"
+    with pytest.raises(RunError, match=message):
+        models.load(path)
 
 
 def test_another_set_of_weights(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ struct State {
   int choice;       // index in the node's front
   int parent_rank;  // order of the choices behind it, for ties
   int choice_rank;
-  int used;  // the capped candidate in the type's nodes so far
+  int used;  // the capped candidate in the cell's nodes so far
 };
 
 struct Point {
@@ -196,6 +196,9 @@ void check(const Problem& problem) {
     throw std::invalid_argument("discretize_solve: " + what);
   };
   if (problem.types < 1 || problem.nodes < 1) fail("needs at least one cell type and one node");
+  if (problem.parts < 1 || problem.types % problem.parts != 0) {
+    fail("the cell types must be whole cells of " + std::to_string(problem.parts) + " parts");
+  }
   const int choosable =
       problem.candidates - (problem.forbidden >= 0 && problem.forbidden < problem.candidates);
   if (choosable < 1) fail("no candidate may be chosen");
@@ -289,7 +292,8 @@ class Solver {
   std::vector<State> merge(const std::vector<State>& previous, std::size_t n) {
     const std::vector<Choice>& front = fronts_[n];
     const std::vector<int> parents = state_ranks(previous), choices = choice_ranks(front);
-    const bool last_of_type = (n + 1) % problem_.nodes == 0;  // the cap is on each type
+    const std::size_t cell = static_cast<std::size_t>(problem_.nodes) * problem_.parts;
+    const bool last_of_cell = (n + 1) % cell == 0;  // the cap is on each cell
     std::vector<State> states;
     std::vector<double> bounds;
     for (std::size_t i = 0; i < previous.size(); ++i) {
@@ -302,7 +306,7 @@ class Solver {
                           static_cast<int>(j),
                           parents[i],
                           choices[j],
-                          last_of_type ? 0 : used};
+                          last_of_cell ? 0 : used};
         if (!feasible(state.cost, n + 1)) {  // nor is what is dearer and uses as much of the cap
           j = level_end(front, front[j].used) - 1;
           continue;

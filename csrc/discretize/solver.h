@@ -19,7 +19,8 @@ struct Problem {
   int nodes = 0;       // node i has 2 + i incoming edges, numbered node by node
   int candidates = 0;  // per edge
   int forbidden = -1;  // candidate that may not be chosen; -1: none
-  int capped = -1;     // candidate that each type may have at most `cap` of; -1: none
+  int parts = 1;       // types in a row that make one cell
+  int capped = -1;     // candidate that each cell may have at most `cap` of; -1: none
   int cap = 0;
   double fixed = 0.0;  // cost that every architecture has
   double budget = 0.0;

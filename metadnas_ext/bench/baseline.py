@@ -171,7 +171,7 @@ class Supernet(_Network):
     def __init__(self, shape: NetworkShape) -> None:
         def wiring(cell: CellShape) -> Iterable[tuple[int, int, nn.Module]]:
             for edge in edges(shape.nodes):
-                op = MixedOp(cell.channels, edge.stride(cell.reduction), shape.candidates)
+                op = MixedOp(cell.channels, cell.stride(edge), shape.candidates)
                 yield edge.source, edge.target_node, op
 
         super().__init__(shape, wiring)

@@ -56,6 +56,13 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any parameter, e.g. --set client.alpha_lr=0.02 (repeatable)."),
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="Module or .py file that registers primitives (repeatable); for --resume too.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/<command>-<dataset>-<n>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 TensorBoard = Annotated[
@@ -98,6 +105,7 @@ class Request:
     preset: str | None
     config: Path | None
     assignments: list[str]
+    imports: list[str]
     out: Path | None
     resume: bool
     tensorboard: bool
@@ -124,6 +132,7 @@ def shared_options(
     preset: Preset = None,
     config: ConfigFile = None,
     set_: Set = None,
+    import_: Import = None,
     out: Out = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
@@ -131,7 +140,7 @@ def shared_options(
     """The options of search and compare."""
     flags = {KEYS[name]: value for name, value in locals().items() if name in KEYS}
     given = {key: value for key, value in flags.items() if value is not None}
-    return Request(given, preset, config, set_ or [], out, resume, tensorboard)
+    return Request(given, preset, config, set_ or [], import_ or [], out, resume, tensorboard)
 
 
 def with_shared_options(body: Callable[..., None]) -> Callable[..., None]:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from metadnas_ext.cli.options import Target
+from metadnas_ext.cli.options import Import, Target
 from metadnas_ext.cli.terminal import console, friendly
 from metadnas_ext.errors import ConfigError
+from metadnas_ext.imports import import_all
 
 
 def report(
@@ -48,12 +49,14 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file; default METHOD-client-CLIENT.pt2 or .onnx.")
     ] = None,
+    import_: Import = None,
 ) -> None:
     """Write a client's final network for programs without this package."""
     with friendly():
         from metadnas_ext import models
         from metadnas_ext.export import SUFFIXES, export_model
 
+        import_all(import_ or [])
         net, card = models.load(models.find(run, client, method))
         target = out or Path(f"{method}-client-{client}{SUFFIXES.get(format_, '')}")
         path = export_model(net, card, target, format_)

@@ -11,6 +11,7 @@ import typer
 from metadnas_ext.cli.options import Request, Target, with_shared_options
 from metadnas_ext.cli.settling import settled
 from metadnas_ext.cli.terminal import console, friendly, resumable
+from metadnas_ext.imports import import_all
 
 if TYPE_CHECKING:
     from metadnas_ext.federated.federation import Federation
@@ -68,6 +69,7 @@ def _run(
     from metadnas_ext.methods import METHODS
 
     with friendly():
+        import_all(request.imports)
         out, configs, methods = settled(command, wanted, request, seeds, target)
         # Sums in PyTorch's own products depend on the number of threads: a run keeps its number.
         threads = configs[0][1].run.threads or torch.get_num_threads()

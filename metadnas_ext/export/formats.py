@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from metadnas_ext.errors import ConfigError, RunError
+from metadnas_ext.errors import ConfigError, MetadnasError, RunError
 from metadnas_ext.export.plain import PlainNet
 from metadnas_ext.extras import require
 from metadnas_ext.files import write_atomic
 from metadnas_ext.models import Card
 from metadnas_ext.nn import DerivedNet
+from metadnas_ext.space.candidates import registered
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 CARD = "card.json"
@@ -37,8 +38,8 @@ def export_model(net: DerivedNet, card: Card, path: str | Path, kind: str) -> Pa
             classes).
 
     Raises ConfigError on another kind, a name that does not end as the format's do, or a network
-    that is not of DARTS' operations, ExtraError if `onnx` or `onnxscript` is missing, RunError if
-    the file cannot be written.
+    with a registered primitive that PyTorch cannot export, ExtraError if `onnx` or `onnxscript` is
+    missing, RunError if the file cannot be written.
     """
     target = Path(path)
     if kind not in FORMATS:
@@ -49,7 +50,8 @@ def export_model(net: DerivedNet, card: Card, path: str | Path, kind: str) -> Pa
     shape = card.shape
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, shape.image_channels, shape.image_size, shape.image_size)
-    data = FORMATS[kind](plain, example.to(net.flat().dtype), json.dumps(card.to_json()))
+    with _blaming(card):
+        data = FORMATS[kind](plain, example.to(net.flat().dtype), json.dumps(card.to_json()))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data)
@@ -83,6 +85,22 @@ def _onnx(net: PlainNet, example: Tensor, card: str) -> bytes:
     program.model.metadata_props[CARD] = card
     data: bytes = program.model_proto.SerializeToString()
     return data
+
+
+@contextlib.contextmanager
+def _blaming(card: Card) -> Iterator[None]:
+    """What fails in a network with registered primitives fails because of them: ConfigError."""
+    try:
+        yield
+    except MetadnasError:
+        raise
+    except Exception as error:
+        own = sorted(registered().keys() & set(card.genotype.operations()))
+        if not own:
+            raise
+        raise ConfigError(
+            f"PyTorch cannot export this network with {', '.join(own)}: {error}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from metadnas_ext.space import (
     COUNTED_UNITS,
     CostTable,
     DeviceProfile,
-    NetworkShape,
+    Shape,
     cheapest_cost,
     cost_table,
     dearest_cost,
@@ -26,7 +26,7 @@ ROUNDING = 1e-12
 """Share of a budget that sums of scaled costs may be off by."""
 
 
-def device_tables(config: Config, shape: NetworkShape) -> tuple[CostTable, ...]:
+def device_tables(config: Config, shape: Shape) -> tuple[CostTable, ...]:
     """One cost table for each device class. ConfigError names a profile that does not fit."""
     devices = config.budget.devices or (config.budget.unit,)
     return tuple(_table(device, shape) for device in devices)
@@ -97,14 +97,9 @@ def common_table(
         return tables[first], tightest[first]
     scale = {device: tightest[first] / tightest[device] for device in classes}
 
-    def largest(name: str) -> Tensor:
-        scaled = [getattr(tables[d], name) * scale[d] for d in classes]
-        return torch.stack(scaled).amax(0)
-
     common = replace(
         tables[first],
-        normal=largest("normal"),
-        reduce=largest("reduce"),
+        cells=torch.stack([tables[d].cells * scale[d] for d in classes]).amax(0),
         fixed=max(tables[d].fixed * scale[d] for d in classes),
     )
     budget = tightest[first] * (1 - ROUNDING)
@@ -116,7 +111,7 @@ def common_table(
     return common, budget
 
 
-def _table(device: str, shape: NetworkShape) -> CostTable:
+def _table(device: str, shape: Shape) -> CostTable:
     if device in COUNTED_UNITS:
         return cost_table(shape, device)
     profile = DeviceProfile.load(device)

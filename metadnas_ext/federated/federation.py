@@ -19,7 +19,7 @@ from metadnas_ext.federated.devices import (
     device_tables,
 )
 from metadnas_ext.seeding import derived_seed, generator
-from metadnas_ext.space import CohortCosts, CostTable, NetworkShape
+from metadnas_ext.space import CohortCosts, CostTable, Shape, network_shape
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Federation:
     splits: tuple[ClientSplit, ...]
     seen: tuple[int, ...]
     unseen: tuple[int, ...]
-    shape: NetworkShape
+    shape: Shape
     tables: tuple[CostTable, ...]
     device_of: tuple[int, ...]
     budgets: Tensor
@@ -68,7 +68,7 @@ class Federation:
         splits = split_clients(
             parts, labels, fractions, seed=derived_seed(config.run.seed, "split")
         )
-        shape = network_shape(config, len(store.classes), store.image_size, store.channels)
+        shape = configured_shape(config, len(store.classes), store.image_size, store.channels)
         seen, unseen = _seen_and_unseen(config)
         _check_batches(config, shape, splits)
         tables, device_of = device_tables(config, shape), assigned_devices(config)
@@ -82,7 +82,7 @@ class Federation:
         """
         digest = hashlib.sha256()
         parts = [s for split in self.splits for s in (split.train, split.val, split.test)]
-        tables = [t for table in self.tables for t in (table.normal, table.reduce)]
+        tables = [table.cells for table in self.tables]
         fixed = torch.tensor([table.fixed for table in self.tables], dtype=torch.float64)
         for tensor in (self.store.labels, *parts, *tables, fixed, self.budgets):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -139,12 +139,11 @@ class Federation:
         return units.pop() if len(units) == 1 else None
 
 
-def network_shape(
-    config: Config, classes: int, image_size: int, image_channels: int
-) -> NetworkShape:
+def configured_shape(config: Config, classes: int, image_size: int, image_channels: int) -> Shape:
     """Geometry of the networks of a run on images of this kind."""
     space = config.space
-    return NetworkShape(
+    return network_shape(
+        space.space,
         channels=space.channels,
         layers=space.layers,
         nodes=space.nodes,
@@ -152,6 +151,7 @@ def network_shape(
         image_size=image_size,
         image_channels=image_channels,
         stem_multiplier=space.stem_multiplier,
+        partial=space.partial,
         candidates=space.candidates,
     )
 
@@ -180,7 +180,7 @@ def _seen_and_unseen(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(sorted(order[count:])), tuple(sorted(order[:count]))
 
 
-def _check_batches(config: Config, shape: NetworkShape, splits: Sequence[ClientSplit]) -> None:
+def _check_batches(config: Config, shape: Shape, splits: Sequence[ClientSplit]) -> None:
     """Batch statistics need more than one value per channel in the smallest feature map."""
     pixels = shape.cells()[-1].size_out ** 2
     if pixels > 1:

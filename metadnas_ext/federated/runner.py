@@ -28,7 +28,7 @@ from metadnas_ext.methods import METHODS, Method, RoundFigures
 from metadnas_ext.methods.survivors import personalised
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.training import DIVERGENCE_HINT
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import architecture_from_json
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -278,7 +278,7 @@ class Runner:
         with _writing(self.run_dir):
             for result in results:
                 if result.weights and result.genotype is not None:
-                    genotype = Genotype.from_json(result.genotype)
+                    genotype = architecture_from_json(result.genotype)
                     card = models.Card(shape, genotype, store.classes, store.mean, store.std)
                     path = models.model_path(self.run_dir, method.name, result.client)
                     models.save(path, card, result.weights)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.report.result import ClientResult, Kept
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Fallback:
     `recalibrated`: running statistics are to be taken anew on the client's data.
     """
 
-    genotype: Genotype
+    genotype: Architecture
     theta: Tensor
     running: Tensor
     kept: Kept
@@ -116,7 +116,7 @@ class Method(ABC):
     def fallback(self, client: int) -> Fallback:
         """What the client has without training of its own, from the state after all rounds."""
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         """The architecture the server stands for, if the method has one."""
         return None
 
@@ -154,5 +154,5 @@ class WithoutRounds(Method):
         if tensors:
             raise ValueError(f"{self.title} has no state")
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         return None

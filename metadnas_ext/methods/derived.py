@@ -25,7 +25,7 @@ from metadnas_ext.search.training import (
     train,
     weight_pass,
 )
-from metadnas_ext.space import Genotype, genotype_cost
+from metadnas_ext.space import Architecture, genotype_cost
 
 LocalTraining = Callable[[NetworkPlan, Cohort, int, float | None, str, Watch | None], Tensor]
 """Trains a cohort in place: `train_locally` in a federation."""
@@ -40,7 +40,7 @@ class Trained:
     name.
     """
 
-    genotype: Genotype
+    genotype: Architecture
     val: float
     test: float
     discrete: float | None = None
@@ -57,7 +57,7 @@ class Searched(NamedTuple):
 
 
 def inherit(
-    supernet: NetworkPlan, genotype: Genotype, theta: Tensor, running: Tensor
+    supernet: NetworkPlan, genotype: Architecture, theta: Tensor, running: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The derived network's rows from the supernet's: theta (P), running (R)."""
     derived = derived_plan(supernet.shape, genotype)
@@ -66,7 +66,7 @@ def inherit(
 
 
 def inherited(
-    supernet: NetworkPlan, cohort: Cohort, genotypes: dict[int, Genotype]
+    supernet: NetworkPlan, cohort: Cohort, genotypes: dict[int, Architecture]
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """What each client's network inherits from its row of the cohort."""
     rows = dict(zip(cohort.clients, zip(cohort.theta, cohort.running, strict=True), strict=True))
@@ -93,7 +93,7 @@ def train_locally(
 
 def finetune(
     federation: Federation,
-    genotypes: dict[int, Genotype],
+    genotypes: dict[int, Architecture],
     start: dict[int, tuple[Tensor, Tensor]],
     epochs: int,
     key: str,

@@ -26,7 +26,7 @@ from metadnas_ext.search import max_cost_genotype
 from metadnas_ext.search.cohort import Cohort, ordered
 from metadnas_ext.search.training import Evaluation, Watch, evaluate
 from metadnas_ext.seeding import generator
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 class FedAvg(Method):
@@ -56,7 +56,7 @@ class FedAvg(Method):
         self.theta, self.running = tensors["theta"], tensors["running"]
         self.local.load_state(tensors)
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         return self.genotype
 
     def round(self, index: int) -> RoundFigures:

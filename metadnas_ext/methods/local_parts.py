@@ -20,7 +20,7 @@ from metadnas_ext.search.training import cohort_of
 
 
 class LocalParts:
-    """The local columns of theta (P), running (R) and, if the method has it, alpha (2, E, O).
+    """The local columns of theta (P), running (R) and, if the method has it, alpha (types, E, O).
 
     A client that takes part starts from its own row, the first time from `start`, which everybody
     knows from the seed: local parts are neither sent nor received. Clients that never take part

@@ -26,7 +26,7 @@ from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.objective import entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
 from metadnas_ext.search.training import Evaluation
-from metadnas_ext.space import Genotype, expected_cost
+from metadnas_ext.space import Architecture, expected_cost
 
 
 class Part(NamedTuple):
@@ -208,8 +208,8 @@ def _join(
     return [joined(tensors) for tensors in zip(*parts, strict=True)]
 
 
-def _skips(genotype: Genotype) -> int:
-    return sum(name == "skip_connect" for name, _ in (*genotype.normal, *genotype.reduce))
+def _skips(genotype: Architecture) -> int:
+    return genotype.operations().count("skip_connect")
 
 
 def _mean(values: Sequence[float]) -> float:

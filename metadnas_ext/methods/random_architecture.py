@@ -9,7 +9,7 @@ from metadnas_ext.methods.shared_alpha import SharedAlpha
 from metadnas_ext.report.result import Kept
 from metadnas_ext.search import GenotypeSampler
 from metadnas_ext.seeding import generator
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 class RandomArchitecture(SharedAlpha):
@@ -27,7 +27,7 @@ class RandomArchitecture(SharedAlpha):
         super().__init__(federation)
         self._samplers: dict[tuple[int, float], GenotypeSampler] = {}  # by device and budget
 
-    def architecture(self, client: int) -> Genotype:
+    def architecture(self, client: int) -> Architecture:
         budget = float(self.federation.budgets[client])
         kind = self.federation.device_of[client], budget
         if kind not in self._samplers:

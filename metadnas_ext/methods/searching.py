@@ -24,7 +24,7 @@ from metadnas_ext.search.relaxations import Relaxation, relaxation_of
 from metadnas_ext.search.training import Training, check_update, evaluate, recalibrate, train
 from metadnas_ext.search.trajectory import Trajectory
 from metadnas_ext.seeding import generator
-from metadnas_ext.space import Genotype, edges, expected_cost
+from metadnas_ext.space import Architecture, expected_cost
 
 ALPHA_SCALE = 1e-3  # of the random start of α, as in DARTS
 
@@ -39,7 +39,7 @@ class Adaptation:
     cohort: Cohort
     epochs: int
     searched: dict[int, Searched]
-    genotypes: dict[int, Genotype]
+    genotypes: dict[int, Architecture]
     curve: AdaptationCurve
 
 
@@ -50,12 +50,8 @@ class Searching(Method):
         super().__init__(federation)
         self.plan = supernet_plan(federation.shape)
         seed = self.config.run.seed
-        alpha = torch.randn(
-            2,
-            len(edges(federation.shape.nodes)),
-            len(federation.shape.candidates),
-            generator=generator(seed, "alpha"),
-        )
+        size = federation.shape.space.alpha_shape
+        alpha = torch.randn(size, generator=generator(seed, "alpha"))
         self.server = ServerState.start(
             self.plan.initial(1, generator(seed, "weights"))[0],
             self.plan.initial_running(1)[0],
@@ -72,19 +68,19 @@ class Searching(Method):
         self.server = ServerState.of({name: t for name, t in tensors.items() if name not in own})
         self.local.load_state(tensors)
 
-    def shared_genotype(self) -> Genotype | None:
+    def shared_genotype(self) -> Architecture | None:
         return self.genotype(self.server.alpha)
 
     def genotype(
         self, alpha: Tensor, client: int | None = None, relaxation: Relaxation | None = None
-    ) -> Genotype:
-        """The best architecture under α (2, E, O) and the skip cap, within the client's budget.
+    ) -> Architecture:
+        """The best architecture under α (types, E, O) and the skip cap, within the client's budget.
 
         `relaxation`: of the search behind α, by default that of the last round's end.
         """
         federation, config = self.federation, self.config.client
         return discretize(
-            (alpha[0], alpha[1]),
+            tuple(alpha),
             # Without a budget any client's table will do: it only names the candidates.
             federation.costs_of(client or 0),
             None if client is None else float(federation.budgets[client]),
@@ -131,7 +127,7 @@ class Searching(Method):
             check_update(cohort, where)
         return cohort, losses
 
-    def _as_it_is(self, client: int, genotype: Genotype, kept: Kept) -> Fallback:
+    def _as_it_is(self, client: int, genotype: Architecture, kept: Kept) -> Fallback:
         """The client's network of this architecture, with weights as it starts from them."""
         rows = inherited(self.plan, self._start([client]), {client: genotype})
         return Fallback(genotype, *rows[client], kept, recalibrated=True)
@@ -173,7 +169,9 @@ class Searching(Method):
         genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
         return Adaptation(cohort, epochs, searched, genotypes, curve)
 
-    def _finetune(self, adapted: Adaptation, genotypes: dict[int, Genotype]) -> dict[int, Trained]:
+    def _finetune(
+        self, adapted: Adaptation, genotypes: dict[int, Architecture]
+    ) -> dict[int, Trained]:
         """Networks that inherit from the clients' adapted supernets, fine-tuned."""
         return finetune(
             self.federation,

@@ -10,7 +10,7 @@ from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import client_result, finetune, inherited
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.report.result import ClientResult, Kept
-from metadnas_ext.space import Genotype
+from metadnas_ext.space import Architecture
 
 
 class SharedAlpha(MetaDNAS):
@@ -24,7 +24,7 @@ class SharedAlpha(MetaDNAS):
     title = "Shared α + fine-tuning"
     kept: ClassVar[Kept] = "meta"
 
-    def architecture(self, client: int) -> Genotype:
+    def architecture(self, client: int) -> Architecture:
         """What the client trains, within its budget."""
         return self.genotype(self.server.alpha, client)
 

@@ -4,92 +4,46 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metadnas_ext.nn.blocks import Block, CellPlan, halvings, preprocess_blocks, renamed
+from metadnas_ext.nn.blocks import Block, module_block, prefixed
+from metadnas_ext.nn.composed import ComposedCell, PlannedEdge, composed_edge
 from metadnas_ext.nn.plan import NetworkPlan
-from metadnas_ext.ops.cell import CELL_INPUTS
-from metadnas_ext.space import CellShape, Genotype, NetworkShape, edges
-from metadnas_ext.space.primitives import layers
+from metadnas_ext.nn.stages import FusedCell, ModuleStage, Stage
+from metadnas_ext.space import Architecture, CellShape, NASBench201Shape, NetworkShape, Shape
+from metadnas_ext.space.shape import SearchedCell
 
 
-def supernet_plan(shape: NetworkShape) -> NetworkPlan:
-    """All candidates on all edges; names as in the public DARTS supernet."""
-
-    graph = edges(shape.nodes)
-
-    def cell_plan(cell: CellShape) -> CellPlan:
-        parts = tuple(
-            renamed(layer, f"cells.{cell.index}._ops.{edge.index}._ops.{k}.{layer.name}")
-            for edge in graph
-            for k, candidate in enumerate(shape.candidates)
-            for layer in layers(candidate, cell.channels, edge.stride(cell.reduction))
-        )
-        return CellPlan(
-            cell,
-            preprocess_blocks(shape, cell),
-            Block(parts, cell.channels, halvings(shape, cell.index + 1)),
-            tuple(edge.source for edge in graph),
-            tuple(edge.target_node for edge in graph),
-            (shape.candidates,) * len(graph),
-            mixed=True,
-        )
-
-    return NetworkPlan(shape, cell_plan)
+def supernet_plan(shape: Shape) -> NetworkPlan:
+    """All candidates on all edges; names as in the space's public supernet."""
+    return NetworkPlan(shape, _stages(shape, None))
 
 
-def derived_plan(shape: NetworkShape, genotype: Genotype) -> NetworkPlan:
-    """Two edges a node with one operation each; names as in the public DARTS evaluation network.
+def derived_plan(shape: Shape, genotype: Architecture) -> NetworkPlan:
+    """One operation on each edge that the genotype keeps; names as in the public networks.
 
-    Raises ValueError if the genotype has another number of nodes than `shape`.
+    Raises ValueError if the genotype is of another space, or has another number of nodes or a
+    candidate that `shape` lacks.
     """
-    if genotype.nodes != shape.nodes:
-        raise ValueError(f"the shape has {shape.nodes} nodes, the genotype {genotype.nodes}")
-
-    def cell_plan(cell: CellShape) -> CellPlan:
-        pairs = _pairs(genotype, cell)
-        parts = tuple(
-            renamed(layer, f"cells.{cell.index}._ops.{index}.{layer.name}")
-            for index, (primitive, source) in enumerate(pairs)
-            for layer in layers(
-                primitive, cell.channels, 2 if cell.reduction and source < CELL_INPUTS else 1
-            )
-        )
-        return CellPlan(
-            cell,
-            preprocess_blocks(shape, cell),
-            Block(parts, cell.channels, halvings(shape, cell.index + 1)),
-            tuple(source for _, source in pairs),
-            tuple(index // 2 for index in range(len(pairs))),
-            tuple((primitive,) for primitive, _ in pairs),
-            mixed=False,
-        )
-
-    return NetworkPlan(shape, cell_plan)
+    return NetworkPlan(shape, _stages(shape, genotype))
 
 
 def inherited_names(
-    derived: NetworkPlan, genotype: Genotype, shape: NetworkShape
+    derived: NetworkPlan, genotype: Architecture, shape: Shape
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Name in the supernet of each parameter and of each running statistic of the derived net.
 
     Raises ValueError if the genotype has a candidate that the supernet lacks.
     """
-    sources = {(edge.source, edge.target_node): edge.index for edge in edges(shape.nodes)}
     prefixes: dict[str, str] = {}
     for cell in shape.cells():
-        for index, (primitive, source) in enumerate(_pairs(genotype, cell)):
-            edge = sources[(source, index // 2)]
-            if primitive not in shape.candidates:
-                known = ", ".join(shape.candidates)
-                raise ValueError(f"the supernet has no candidate {primitive!r}, only {known}")
-            candidate = shape.candidates.index(primitive)
-            prefixes[f"cells.{cell.index}._ops.{index}."] = (
-                f"cells.{cell.index}._ops.{edge}._ops.{candidate}."
-            )
+        chosen = [c for c in shape.space.choices(genotype) if c.type == cell.type]
+        for position, choice in enumerate(chosen):
+            edge = shape.space.edges[choice.edge]
+            prefixes[cell.derived_prefix(position)] = cell.supernet_prefix(edge, choice.column)
 
     def name_in_supernet(name: str) -> str:
         parts = name.split(".")
-        prefix = ".".join(parts[:4]) + "."
-        return prefixes[prefix] + ".".join(parts[4:]) if prefix in prefixes else name
+        prefix = ".".join(parts[:4])  # cells.<cell>.<list>.<position>
+        return ".".join([prefixes[prefix], *parts[4:]]) if prefix in prefixes else name
 
     return (
         {name: name_in_supernet(name) for name in derived.parameters.slots},
@@ -98,7 +52,7 @@ def inherited_names(
 
 
 def inherit_indices(
-    supernet: NetworkPlan, derived: NetworkPlan, genotype: Genotype
+    supernet: NetworkPlan, derived: NetworkPlan, genotype: Architecture
 ) -> tuple[Tensor, Tensor]:
     """Columns of the supernet's flat parameters and statistics that a derived network inherits."""
     names, running_names = inherited_names(derived, genotype, supernet.shape)
@@ -108,5 +62,82 @@ def inherit_indices(
     )
 
 
-def _pairs(genotype: Genotype, cell: CellShape) -> tuple[tuple[str, int], ...]:
-    return genotype.reduce if cell.reduction else genotype.normal
+def _stages(shape: Shape, genotype: Architecture | None) -> list[Stage]:
+    """Everything between stem and classifier, of a supernet or of a discrete network."""
+    if isinstance(shape, NASBench201Shape):
+        return _bench_stages(shape, genotype)
+    assert isinstance(shape, NetworkShape)
+    return [_darts_cell(shape, cell, genotype) for cell in shape.cells()]
+
+
+def _planned(shape: Shape, cell: SearchedCell, genotype: Architecture | None) -> list[PlannedEdge]:
+    """The edges of a cell: all of the space, or those that the genotype keeps."""
+    space = shape.space
+    if genotype is None:
+        columns = range(len(space.candidates))
+        return [
+            PlannedEdge(
+                edge, space.candidates, tuple(cell.supernet_prefix(edge, k) for k in columns)
+            )
+            for edge in space.edges
+        ]
+    chosen = [choice for choice in space.choices(genotype) if choice.type == cell.type]
+    return [
+        PlannedEdge(
+            space.edges[choice.edge],
+            (space.candidates[choice.column],),
+            (cell.derived_prefix(position),),
+        )
+        for position, choice in enumerate(chosen)
+    ]
+
+
+def _darts_cell(
+    shape: NetworkShape, cell: CellShape, genotype: Architecture | None
+) -> FusedCell | ComposedCell:
+    edges = _planned(shape, cell, genotype)
+    parts = [
+        prefixed(f"cells.{cell.index}.preprocess{i}", layers)
+        for i, layers in enumerate(cell.preprocess())
+    ]
+    halvings = _halvings(shape, cell.index)
+    first, second = (Block(named, cell.channels, halvings) for named in parts)
+    inside = halvings + int(cell.reduction)
+    if shape.partial > 1 or not all(edge.fused(shape.space) for edge in edges):
+        composed = tuple(composed_edge(shape.space, cell, edge, inside) for edge in edges)
+        nodes = tuple(range(shape.nodes))
+        return ComposedCell(
+            cell.type, (first, second), composed, nodes, len(shape.candidates), genotype is None
+        )
+    own = tuple(part for edge in edges for part in edge.parts(shape.space, cell))
+    return FusedCell(
+        cell,
+        (first, second),
+        Block(own, cell.channels, inside),
+        tuple(edge.edge.source for edge in edges),
+        tuple(edge.edge.target_node for edge in edges),
+        tuple(edge.candidates for edge in edges),
+        mixed=genotype is None,
+    )
+
+
+def _bench_stages(shape: NASBench201Shape, genotype: Architecture | None) -> list[Stage]:
+    """Cells, a residual block in front of the second and of the third stage, norm and ReLU."""
+    stages: dict[int, Stage] = {}
+    for block in shape.reductions():
+        prefix = f"cells.{block.index}"
+        stages[block.index] = ModuleStage(module_block(prefix, block.template(), 0))
+    for cell in shape.cells():
+        edges = _planned(shape, cell, genotype)
+        composed = tuple(composed_edge(shape.space, cell, edge, 0) for edge in edges)
+        last = composed[-1].target
+        stages[cell.index] = ComposedCell(
+            cell.type, (), composed, (last,), len(shape.candidates), genotype is None
+        )
+    head = ModuleStage(module_block("lastact", shape.head_template(), 0))
+    return [*(stages[index] for index in sorted(stages)), head]
+
+
+def _halvings(shape: NetworkShape, cells: int) -> int:
+    """Reductions among the first `cells` cells."""
+    return sum(index < cells for index in shape.reductions())

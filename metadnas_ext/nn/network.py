@@ -9,10 +9,19 @@ from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn.architectures import derived_plan, inherit_indices, supernet_plan
 from metadnas_ext.nn.functional import MOMENTUM, check_images
 from metadnas_ext.nn.named import gather, register_parameters, register_running, update_running
-from metadnas_ext.nn.plan import NetworkPlan, Weights
+from metadnas_ext.nn.plan import NetworkPlan
+from metadnas_ext.nn.stages import Weights
 from metadnas_ext.ops.mixed_op import check_keep
 from metadnas_ext.search.discretize import discretize
-from metadnas_ext.space import CostTable, Genotype, NetworkShape, cost_table, edges
+from metadnas_ext.space import (
+    Architecture,
+    CostTable,
+    NASBench201Shape,
+    NetworkShape,
+    Shape,
+    cost_table,
+)
+from metadnas_ext.space.candidates import NAS_BENCH_201
 from metadnas_ext.space.primitives import PRIMITIVES
 
 
@@ -53,64 +62,43 @@ class _Network(nn.Module):
         return out.logits[0] if single else out.logits
 
 
-class Supernet(_Network):
-    """The DARTS supernet, optionally for G clients at once, each with its own w and α.
+class _Supernet(_Network):
+    """A supernet of any space; α of each cell type is a parameter `alphas_<type>`.
 
-    Parameters and buffers carry the public DARTS names; `alphas_normal` and `alphas_reduce` are
-    parameters [edges, candidates] beside them. A state dict without α (public DARTS code does not
-    save it) loads and leaves α as it is.
-
-    Args:
-        C: channels of the first cells. num_classes, layers, nodes, stem_multiplier: as in DARTS.
-        image_size, image_channels: of the images; the size is used for costs only.
-        candidates: distinct names from `PRIMITIVES`.
-        clients: None for an ordinary module; G for a leading client axis on everything.
-        keep: what stays in memory for the backward pass, "all", "middle" or "input"; see
-            `ops.mixed_op`.
-
-    Shape: (N, channels, H, W) -> (N, num_classes); with clients (G, N, ...) -> (G, N, num_classes).
+    With edge normalisation β is one too, `betas_<type>`.
     """
 
     def __init__(
-        self,
-        C: int = 16,
-        num_classes: int = 10,
-        layers: int = 8,
-        *,
-        nodes: int = 4,
-        stem_multiplier: int = 3,
-        image_size: int = 32,
-        image_channels: int = 3,
-        candidates: tuple[str, ...] = PRIMITIVES,
-        clients: int | None = None,
-        keep: str = "all",
+        self, shape: Shape, clients: int | None, keep: str, normalised: bool = False
     ) -> None:
-        shape = NetworkShape(
-            channels=C,
-            layers=layers,
-            nodes=nodes,
-            classes=num_classes,
-            image_size=image_size,
-            image_channels=image_channels,
-            stem_multiplier=stem_multiplier,
-            candidates=candidates,
-        )
         super().__init__(supernet_plan(shape), clients, keep)
         lead = () if clients is None else (clients,)
-        size = (*lead, len(edges(nodes)), len(candidates))
-        self.alphas_normal = nn.Parameter(1e-3 * torch.randn(size))
-        self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(size))
+        types = shape.space.types
+        _, edges, candidates = shape.space.alpha_shape
+        self._alphas = tuple(f"alphas_{name}" for name in types)
+        self._betas = tuple(f"betas_{name}" for name in types) if normalised else ()
+        for names, size in ((self._alphas, (edges, candidates)), (self._betas, (edges,))):
+            for name in names:
+                start = nn.Parameter(1e-3 * torch.randn((*lead, *size)))
+                self.register_parameter(name, start)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, self.mixing_weights())
 
     def mixing_weights(self) -> Weights:
-        """softmax of α for both cell types, (G, edges, candidates)."""
-        normal, reduce = (a.softmax(-1) for a in self.arch_parameters())
-        return (normal, reduce) if self.clients is not None else (normal[None], reduce[None])
+        """softmax of α for each cell type, (G, edges, candidates); β's as a last column."""
+        weights = tuple(getattr(self, name).softmax(-1) for name in self._alphas)
+        if self._betas:
+            logs = (self.shape.space.edge_log_weights(getattr(self, b)) for b in self._betas)
+            weights = tuple(
+                torch.cat([w, log.exp()[..., None]], -1)
+                for w, log in zip(weights, logs, strict=True)
+            )
+        return weights if self.clients is not None else tuple(w[None] for w in weights)
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        return [self.alphas_normal, self.alphas_reduce]
+        """α, then β if there is any."""
+        return [getattr(self, name) for name in (*self._alphas, *self._betas)]  # may be swapped
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """All parameters but α."""
@@ -119,7 +107,7 @@ class Supernet(_Network):
 
     def genotype(
         self, costs: CostTable | None = None, budget: float | None = None, client: int = 0
-    ) -> Genotype:
+    ) -> Architecture:
         """The discrete architecture of (one client's) α, within a budget if given.
 
         Errors as `search.discretize`, and ValueError if `costs` are of other candidates.
@@ -132,14 +120,16 @@ class Supernet(_Network):
             raise ValueError(
                 f"the costs are of {costs.candidates}, the candidates {self.shape.candidates}"
             )
-        normal, reduce = (a.detach() for a in self.arch_parameters())
-        if self.clients is not None:
-            normal, reduce = normal[client], reduce[client]
-        return discretize((normal, reduce), costs, budget)
 
-    def derive(self, genotype: Genotype, client: int = 0) -> DerivedNet:
+        def own(names: tuple[str, ...]) -> list[Tensor]:
+            tensors = [getattr(self, name).detach() for name in names]
+            return tensors if self.clients is None else [t[client] for t in tensors]
+
+        return discretize(own(self._alphas), costs, budget, beta=own(self._betas) or None)
+
+    def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
         """The discrete network of `genotype` with (one client's) weights and statistics."""
-        net = DerivedNet(self.shape, genotype).to(self.alphas_normal)
+        net = DerivedNet(self.shape, genotype).to(self.arch_parameters()[0])
         index, running_index = inherit_indices(self.plan, net.plan, genotype)
         with torch.no_grad():
             net.load_flat(
@@ -148,16 +138,100 @@ class Supernet(_Network):
         return net
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
-        for name in ("alphas_normal", "alphas_reduce"):
+        for name in (*self._alphas, *self._betas):
             state_dict.setdefault(prefix + name, getattr(self, name).detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class DerivedNet(_Network):
-    """A discrete architecture: two edges a node, one operation each.
+class Supernet(_Supernet):
+    """The DARTS supernet, optionally for G clients at once, each with its own w and α.
+
+    Parameters and buffers carry the public DARTS names; `alphas_normal` and `alphas_reduce` are
+    parameters [edges, candidates] beside them. A state dict without α (public DARTS code does not
+    save it) loads and leaves α as it is.
 
     Args:
-        shape: geometry, usually `supernet.shape`.
+        C: channels of the first cells. num_classes, layers, nodes, stem_multiplier: as in DARTS.
+        image_size, image_channels: of the images; the size is used for costs only.
+        candidates: distinct names from `PRIMITIVES`, or registered ones.
+        partial: K of PC-DARTS (Xu et al., ICLR 2020): candidates work on 1 / K of the channels, and
+            edges are normalised by `betas_normal` and `betas_reduce` [edges]. 1: plain DARTS.
+        clients: None for an ordinary module; G for a leading client axis on everything.
+        keep: what stays in memory for the backward pass, "all", "middle" or "input"; see
+            `ops.mixed_op`.
+
+    Shape: (N, channels, H, W) -> (N, num_classes); with clients (G, N, ...) -> (G, N, num_classes).
+    """
+
+    alphas_normal: nn.Parameter
+    alphas_reduce: nn.Parameter
+
+    def __init__(
+        self,
+        C: int = 16,
+        num_classes: int = 10,
+        layers: int = 8,
+        *,
+        nodes: int = 4,
+        stem_multiplier: int = 3,
+        image_size: int = 32,
+        image_channels: int = 3,
+        candidates: tuple[str, ...] = PRIMITIVES,
+        partial: int = 1,
+        clients: int | None = None,
+        keep: str = "all",
+    ) -> None:
+        shape = NetworkShape(
+            channels=C,
+            layers=layers,
+            nodes=nodes,
+            classes=num_classes,
+            image_size=image_size,
+            image_channels=image_channels,
+            stem_multiplier=stem_multiplier,
+            candidates=candidates,
+            partial=partial,
+        )
+        super().__init__(shape, clients, keep, normalised=partial > 1)
+
+
+class NASBench201Supernet(_Supernet):
+    """The supernet of NAS-Bench-201, optionally for G clients at once.
+
+    Parameters and buffers carry the names of the benchmark's public search code; `alphas_cell`
+    [6, candidates] is a parameter beside them, and may be missing in a state dict that is loaded.
+
+    Args:
+        C: channels of the first stage. N: cells of each of the three stages.
+        num_classes, image_size, image_channels, clients, keep: as of `Supernet`.
+        candidates: distinct names from the benchmark's five, or registered ones.
+
+    Shape: as of `Supernet`.
+    """
+
+    alphas_cell: nn.Parameter
+
+    def __init__(
+        self,
+        C: int = 16,
+        num_classes: int = 10,
+        N: int = 5,
+        *,
+        image_size: int = 32,
+        image_channels: int = 3,
+        candidates: tuple[str, ...] = tuple(NAS_BENCH_201),
+        clients: int | None = None,
+        keep: str = "all",
+    ) -> None:
+        shape = NASBench201Shape(C, 3 * N, num_classes, image_size, image_channels, candidates)
+        super().__init__(shape, clients, keep)
+
+
+class DerivedNet(_Network):
+    """A discrete architecture: one operation on each edge that it keeps.
+
+    Args:
+        shape: geometry, usually `supernet.shape`; `NASBench201Shape()` for one of that space.
         genotype: the architecture.
         clients: None, or G clients that share the architecture but not the weights.
         keep: as of `Supernet`.
@@ -165,8 +239,8 @@ class DerivedNet(_Network):
 
     def __init__(
         self,
-        shape: NetworkShape,
-        genotype: Genotype,
+        shape: Shape,
+        genotype: Architecture,
         clients: int | None = None,
         keep: str = "all",
     ) -> None:

@@ -8,7 +8,7 @@ federated code calls it with whole cohorts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,11 @@ from torch import Tensor
 
 from metadnas_ext import ops
 from metadnas_ext.nn import functional as fn
-from metadnas_ext.nn.blocks import Block, CellPlan
+from metadnas_ext.nn.blocks import Block
 from metadnas_ext.nn.layout import FlatLayout
-from metadnas_ext.space import CellShape, NetworkShape
+from metadnas_ext.nn.stages import Call, Stage, Weights
+from metadnas_ext.space import Shape
 from metadnas_ext.space.primitives import BatchNorm, Conv, parameter_shapes
-
-Weights = tuple[Tensor, Tensor]
-"""Mixing weights of normal and reduction cells, each (G, edges, candidates)."""
 
 
 class Output(NamedTuple):
@@ -33,9 +31,9 @@ class Output(NamedTuple):
 
 
 class NetworkPlan:
-    """Blocks, layouts and the forward pass of one network."""
+    """Blocks, layouts and the forward pass of one network: stem, stages, classifier."""
 
-    def __init__(self, shape: NetworkShape, cell_plan: Callable[[CellShape], CellPlan]) -> None:
+    def __init__(self, shape: Shape, stages: Sequence[Stage]) -> None:
         self.shape = shape
         self.stem = Block(
             (
@@ -45,7 +43,7 @@ class NetworkPlan:
             shape.stem_channels,
             0,
         )
-        self.cells = tuple(cell_plan(cell) for cell in shape.cells())
+        self.stages = tuple(stages)
         self.head_shapes = {
             "classifier.weight": (shape.classes, shape.head_channels),
             "classifier.bias": (shape.classes,),
@@ -88,23 +86,36 @@ class NetworkPlan:
             counts: (G) int64, images that count; see `ops.mixed_op`.
             keep: what stays in memory for the backward pass; see `ops.mixed_op`.
         """
-        call = _Call(self, theta, weights, running, counts, keep)
-        before_last = last = call.stem(x)
-        for plan in self.cells:
-            before_last, last = last, call.cell(plan, before_last, last)
+        *parameters, head = self.split_parameters(theta)
+        statistics: Sequence[Tensor | None] = [None] * len(self.blocks)
+        if running is not None:
+            statistics = self.split_running(running)
+        slices = iter(zip(parameters, statistics, strict=True))
+        call = Call(slices, weights, counts, keep)
+        before_last = last = self._stem(call, x)
+        for stage in self.stages:
+            before_last, last = last, stage(call, before_last, last)
         features = last.mean((2, 3))  # (G, N, C)
-        return Output(call.head(features), call.statistics())
+        views = FlatLayout(self.head_shapes.items()).views(head)
+        logits = fn.linear(features, views["classifier.weight"], views["classifier.bias"], counts)
+        return Output(logits, call.statistics())
 
     def initial(self, clients: int, generator: torch.Generator | None = None) -> Tensor:
         """Fresh parameters (G, P), the same for every client, by PyTorch's layer defaults.
 
-        Kaiming-uniform with a = sqrt(5) for convolutions and the linear layer, batch norms at 1, 0.
+        Kaiming-uniform with a = sqrt(5) for convolutions and the linear layer, batch norms at 1, 0;
+        ordinary modules as their constructors make them.
         """
         row = torch.empty(self.parameters.size)
         views = self.parameters.views(row)
         norms = {f"{norm.name}.weight" for block in self.blocks for norm in block.norms}
+        made = {
+            name: value for block in self.blocks for name, value in _module_start(block, generator)
+        }
         for name, view in views.items():
-            if name in norms:
+            if name in made:
+                view.copy_(made[name])
+            elif name in norms:
                 view.fill_(1)
             elif view.dim() == 1 and name != "classifier.bias":
                 view.zero_()
@@ -142,23 +153,25 @@ class NetworkPlan:
         counts (G) images in the batch; size (H, W) of the images if not `shape.image_size`.
         """
         n = counts[:, None] * self._variance_positions(size)  # (G, R), 0 at the means
-        # 1 at the means and where the batch is empty.
+        # 1 elsewhere and where the batch is empty.
         return stats * torch.where(n > 1, n.to(stats.dtype) / (n - 1).clamp(min=1), 1.0)
 
     def _variance_positions(self, size: tuple[int, int] | None) -> Tensor:
-        """Output pixels an entry of `running` averages over; 0 where it is a mean. (R)"""
+        """Pixels a biased variance in `running` averages over; 0 where there is none. (R)"""
         height, width = size or (self.shape.image_size,) * 2
         if (height, width) not in self._positions:
             self._positions[height, width] = self._count_positions(height, width)
         return self._positions[height, width]
 
     def _count_positions(self, height: int, width: int) -> Tensor:
-        def positions(halvings: int) -> int:
-            step = 1 << halvings
+        def positions(block: Block) -> int:
+            if block.module is not None:
+                return 0  # its variances are unbiased already
+            step = 1 << block.halvings
             return math.ceil(height / step) * math.ceil(width / step)
 
         parts = [
-            torch.tensor([0, positions(block.halvings)]).repeat_interleave(norm.channels)
+            torch.tensor([0, positions(block)]).repeat_interleave(norm.channels)
             for block in self.blocks
             for norm in block.norms
         ]
@@ -169,98 +182,32 @@ class NetworkPlan:
         return torch.split(theta, self._sizes, dim=1)
 
     def split_running(self, running: Tensor) -> list[Tensor]:
-        """(G, R) -> one (G, S, 2, C) per block."""
+        """(G, R) -> one (G, S, 2, C) per block; (G, L) for those that are ordinary modules."""
         parts = torch.split(running, self._running_sizes, dim=1)
         return [
-            part.view(part.shape[0], len(block.norms), 2, block.channels)
+            part
+            if block.module is not None
+            else part.view(part.shape[0], len(block.norms), 2, block.channels)
             for part, block in zip(parts, self.blocks, strict=True)
         ]
 
+    def _stem(self, call: Call, x: Tensor) -> Tensor:
+        params, running = call.take()
+        out, stats = ops.conv3x3_bn(
+            x, params, self.stem.channels, running=running, counts=call.counts
+        )
+        call.record(stats)
+        return out
+
     def _iter_blocks(self) -> Iterator[Block]:
         yield self.stem
-        for cell in self.cells:
-            yield from cell.preprocess
-            yield cell.edges
+        for stage in self.stages:
+            yield from stage.blocks
 
 
-class _Call:
-    """One forward pass: hands each block its slices and collects its statistics."""
-
-    def __init__(
-        self,
-        plan: NetworkPlan,
-        theta: Tensor,
-        weights: Weights | None,
-        running: Tensor | None,
-        counts: Tensor | None,
-        keep: str,
-    ) -> None:
-        self.plan = plan
-        self.counts = counts
-        self._keep = keep
-        *parameters, self._head = plan.split_parameters(theta)
-        statistics: Sequence[Tensor | None] = [None] * len(plan.blocks)
-        if running is not None:
-            statistics = plan.split_running(running)
-        # Blocks run in the order of their parameters.
-        self._slices = iter(zip(parameters, statistics, strict=True))
-        self._weights = weights
-        self._theta = theta
-        self._stats: list[Tensor] = []
-
-    def stem(self, x: Tensor) -> Tensor:
-        params, running = next(self._slices)
-        out, stats = ops.conv3x3_bn(
-            x, params, self.plan.stem.channels, running=running, counts=self.counts
-        )
-        self._stats.append(stats)
-        return out
-
-    def cell(self, plan: CellPlan, before_last: Tensor, last: Tensor) -> Tensor:
-        first, second = plan.preprocess
-        s0, s1 = self._preprocess(first, before_last), self._preprocess(second, last)
-        params, running = next(self._slices)
-        out, stats = ops.cell(
-            s0,
-            s1,
-            self._mixing(plan),
-            params,
-            plan.sources,
-            plan.targets,
-            plan.candidates,
-            reduction=plan.shape.reduction,
-            running=running,
-            counts=self.counts,
-            keep=self._keep,
-        )  # (G, N, H, W, nodes * C)
-        self._stats.append(stats)
-        return out
-
-    def head(self, features: Tensor) -> Tensor:
-        views = FlatLayout(self.plan.head_shapes.items()).views(self._head)
-        weight, bias = views["classifier.weight"], views["classifier.bias"]
-        return fn.linear(features, weight, bias, self.counts)
-
-    def statistics(self) -> Tensor:
-        return torch.cat([s.flatten(1) for s in self._stats], dim=1)  # (G, R)
-
-    def _preprocess(self, block: Block, x: Tensor) -> Tensor:
-        params, running = next(self._slices)
-        out, stats = ops.relu_conv_bn(
-            x,
-            params,
-            block.channels,
-            stride=2 if len(block.convolutions) == 2 else 1,
-            running=running,
-            counts=self.counts,
-        )
-        self._stats.append(stats)
-        return out
-
-    def _mixing(self, plan: CellPlan) -> Tensor:
-        """Mixing weights of a cell's edges, (G, E, O)."""
-        if not plan.mixed:
-            return self._theta.new_ones(self._theta.shape[0], len(plan.sources), 1)
-        if self._weights is None:
-            raise ValueError("this network has mixed edges: weights must not be None")
-        return self._weights[int(plan.shape.reduction)]
+def _module_start(block: Block, generator: torch.Generator | None) -> Iterator[tuple[str, Tensor]]:
+    """First values of the parameters of a block that is an ordinary module."""
+    if block.module is not None and block.module.parts:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        names = parameter_shapes(block.parts)
+        yield from zip(names, block.module.fresh(seed), strict=True)

@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from metadnas_ext.config import Config
 from metadnas_ext.errors import ConfigError
-from metadnas_ext.federated.federation import load_images, network_shape
+from metadnas_ext.federated.federation import configured_shape, load_images
 from metadnas_ext.profiling.measure import Told, checked, profile
 from metadnas_ext.report.tables import Grid
 from metadnas_ext.space import DeviceProfile, NetworkShape, Part, cheapest_cost, dearest_cost
+from metadnas_ext.space.latency import timed
 
 
 def run(
@@ -53,10 +54,11 @@ def run(
 def _shape(config: Config, images: tuple[int, int] | None) -> NetworkShape:
     if images is None:
         store = load_images(config)
-        return network_shape(config, len(store.classes), store.image_size, store.channels)
+        classes, size, channels = len(store.classes), store.image_size, store.channels
+        return timed(configured_shape(config, classes, size, channels))
     if config.data.image_size is None:
         raise ConfigError("--classes needs --image-size")
-    return network_shape(config, images[0], config.data.image_size, images[1])
+    return timed(configured_shape(config, images[0], config.data.image_size, images[1]))
 
 
 @contextmanager

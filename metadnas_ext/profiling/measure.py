@@ -28,15 +28,13 @@ from metadnas_ext.search import discretize
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import (
     DeviceProfile,
-    Genotype,
     NetworkShape,
     Part,
     cheapest_cost,
     dearest_cost,
-    edges,
     genotype_cost,
 )
-from metadnas_ext.space.genotype import KEPT
+from metadnas_ext.space.cell_space import KEPT, Architecture
 from metadnas_ext.space.latency import CELL, HEAD, PREPROCESS, REST, STEM, all_parts, rest_part
 from metadnas_ext.space.primitives import (
     BatchNorm,
@@ -130,25 +128,23 @@ def checked(
     return replace(measured, check=figures)
 
 
-def spread_genotypes(measured: DeviceProfile, count: int, seed: int = 0) -> list[Genotype]:
+def spread_genotypes(measured: DeviceProfile, count: int, seed: int = 0) -> list[Architecture]:
     """Architectures of random α under budgets evenly spread over what the space allows."""
-    shape, table = measured.shape, measured.cost_table(measured.shape)
-    size = (2, len(edges(shape.nodes)), len(shape.candidates))
+    table = measured.cost_table(measured.shape)
     cheapest, dearest = cheapest_cost(table), dearest_cost(table)
     chosen = []
     for index in range(count):
         # α likes what is dear: else most budgets would not bind.
-        alpha = torch.randn(size, generator=generator(seed, "profile", index))
-        costs = torch.stack([table.normal, table.reduce])
-        alpha = alpha + 2 * costs / costs.amax().clamp(min=1e-9)
+        alpha = torch.randn(table.cells.shape, generator=generator(seed, "profile", index))
+        alpha = alpha + 2 * table.cells / table.cells.amax().clamp(min=1e-9)
         budget = cheapest + (dearest - cheapest) * index / max(1, count - 1)
-        chosen.append(discretize((alpha[0], alpha[1]), table, budget))
+        chosen.append(discretize(tuple(alpha), table, budget))
     return chosen
 
 
 def network_ms(
     measured: DeviceProfile,
-    genotypes: Sequence[Genotype],
+    genotypes: Sequence[Architecture],
     progress: Told = lambda done, total: None,
 ) -> list[float]:
     """Milliseconds of whole derived networks, under the conditions of the profile."""
@@ -161,7 +157,7 @@ def network_ms(
         return [1e3 * statistics.median(seconds) for seconds in taken.values()]
 
 
-def predicted_ms(measured: DeviceProfile, genotypes: Sequence[Genotype]) -> NDArray[np.float64]:
+def predicted_ms(measured: DeviceProfile, genotypes: Sequence[Architecture]) -> NDArray[np.float64]:
     """Milliseconds of whole derived networks by the additive model."""
     table = measured.cost_table(measured.shape)
     return np.array([genotype_cost(table, genotype) for genotype in genotypes])

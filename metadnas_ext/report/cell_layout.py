@@ -70,6 +70,8 @@ class Layout:
 
     terminals: tuple[Box, ...]
     """The inputs, then the output."""
+    targets: tuple[int, ...]
+    """The node that each edge feeds."""
     nodes: tuple[Box, ...]
     labels: tuple[Box, ...]
     """One an edge, in the order of the edges."""
@@ -85,14 +87,18 @@ class Layout:
 
 @lru_cache(maxsize=64)
 def lay_out(
-    sources: tuple[int, ...], targets: tuple[int, ...], concat: tuple[int, ...], label_width: float
+    sources: tuple[int, ...],
+    targets: tuple[int, ...],
+    concat: tuple[int, ...],
+    label_width: float,
+    inputs: int = INPUTS,
 ) -> Layout:
     """Plan the graph in which edge e feeds node `targets[e]` from `sources[e]`.
 
-    Indices count the two inputs first, so that node n of the cell is n + 2. Edges come from lower
-    indices only.
+    Indices count the inputs first, so that node n of a cell with two is n + 2. Edges come from
+    lower indices only.
     """
-    plan = _Planner(sources, targets, concat, label_width)
+    plan = _Planner(sources, targets, concat, label_width, inputs)
     count = len(plan.columns)
     reach = max(3, count - 1)
     levels: Array = LEVEL * np.arange(-reach, reach + 1, dtype=np.float64)
@@ -116,17 +122,19 @@ class _Planner:
         targets: Sequence[int],
         concat: Sequence[int],
         label_width: float,
+        inputs: int,
     ) -> None:
+        self.inputs = inputs
         self.sources, self.targets, self.concat = sources, targets, concat
         self.label_width = label_width
-        count = max(targets, default=INPUTS - 1) - INPUTS + 1
+        count = max(targets, default=inputs - 1) - inputs + 1
         self.columns: list[int] = []
         for node in range(count):
-            inner = [s - INPUTS for s, t in self.edges if t == node + INPUTS and s >= INPUTS]
+            inner = [s - inputs for s, t in self.edges if t == node + inputs and s >= inputs]
             self.columns.append(1 + max((self.columns[i] for i in inner), default=0))
         step = GAP + label_width + STUB + 2 * NODE_RADIUS
         first = TERMINAL[0] / 2 + step - NODE_RADIUS
-        self.x = np.array([0.0, 0.0, *(first + step * (c - 1) for c in self.columns)])
+        self.x = np.array([*[0.0] * inputs, *(first + step * (c - 1) for c in self.columns)])
         last = max(self.columns, default=0)
         self.output = Box(first + step * (last - 1) + GAP + 0.45, 0.0, *TERMINAL)
         self.scores: dict[tuple[float, ...], float] = {}
@@ -164,13 +172,15 @@ class _Planner:
         _, boxes, curves = self._route(heights)
         count = len(heights)
         edges = len(self.sources)
-        terminals, nodes = (boxes[0], boxes[1], self.output), boxes[2 : 2 + count]
+        terminals = (*boxes[: self.inputs], self.output)
+        nodes = boxes[self.inputs : self.inputs + count]
         ends = [y for c in curves for y in (_heights(c, np.linspace(0, 1, 25))).tolist()]
         ends += [b.y + side * b.height / 2 for b in boxes for side in (-1, 1)]
         return Layout(
             terminals=terminals,
+            targets=tuple(target - self.inputs for target in self.targets),
             nodes=tuple(nodes),
-            labels=tuple(boxes[3 + count :]),
+            labels=tuple(boxes[self.inputs + count + 1 :]),
             curves=tuple(curves[:edges]),
             exits=tuple(curves[edges:]),
             left=-TERMINAL[0] / 2,
@@ -181,10 +191,11 @@ class _Planner:
 
     def _boxes(self, heights: Array) -> list[Box]:
         """Inputs, nodes, output, labels, in this order."""
-        y = np.array([2 * LEVEL, -2 * LEVEL, *heights])
-        boxes = [Box(0.0, float(y[i]), *TERMINAL) for i in range(INPUTS)]
+        inputs = self.inputs
+        y = np.array([*(2 * LEVEL * (inputs - 1 - 2 * np.arange(inputs))), *heights])
+        boxes = [Box(0.0, float(y[i]), *TERMINAL) for i in range(inputs)]
         size = 2 * NODE_RADIUS
-        boxes += [Box(float(self.x[i]), float(y[i]), size, size) for i in range(INPUTS, len(y))]
+        boxes += [Box(float(self.x[i]), float(y[i]), size, size) for i in range(inputs, len(y))]
         boxes.append(self.output)
         for edge, target in enumerate(self.targets):
             # The label whose source lies higher goes on top: its curves then do not cross.
@@ -199,7 +210,7 @@ class _Planner:
     def _route(self, heights: Array) -> tuple[float, list[Box], list[Curve]]:
         boxes = self._boxes(heights)
         count = len(heights)
-        first_label = INPUTS + count + 1
+        first_label = self.inputs + count + 1
         straight: list[Curve] = []
         own: list[tuple[int, int]] = []  # the boxes a curve may touch: where it starts and ends
         for edge, source in enumerate(self.sources):
@@ -207,7 +218,7 @@ class _Planner:
             own.append((source, first_label + edge))
         for node in self.concat:
             straight.append(_join(boxes[node], self.output))
-            own.append((node, INPUTS + count))
+            own.append((node, self.inputs + count))
         grid = np.arange(0.0, self.output.x, 1 / SAMPLES_PER_INCH)
         paths = np.stack([_sample(curve, grid) for curve in straight])  # (curves, bulges, grid)
         hits = _hits(paths, grid, boxes, own)  # (curves, bulges)

@@ -16,6 +16,7 @@ from metadnas_ext.errors import RunError
 from metadnas_ext.report import cell_layout
 from metadnas_ext.report.cell_layout import INPUTS, Box, Layout, lay_out
 from metadnas_ext.report.files import save_figure
+from metadnas_ext.space.nasbench201 import EDGES, operations_of
 
 FAMILIES = {
     "separable convolution": "#0072b2",
@@ -86,15 +87,11 @@ def plot_genotype(genotype: Mapping[str, Any], path: str | Path, title: str | No
 
 
 def genotype_figure(genotype: Mapping[str, Any], title: str | None = None) -> Figure:
-    """Both cells of a genotype, normal above reduction.
+    """The cells of a genotype: DARTS' normal above reduction, NAS-Bench-201's one.
 
     Raises RunError if the genotype lacks a cell or a cell cannot be read.
     """
-    plans = []
-    for key, heading in (("normal", "Normal cell"), ("reduce", "Reduction cell")):
-        if key not in genotype:
-            raise RunError(f"the genotype has no {key!r} cell")
-        plans.append((heading, *_plan(genotype[key], genotype.get(f"{key}_concat"))))
+    plans = _plans(genotype)
     width = max(_extent(layout)[0] for _, layout, _ in plans)
     head = _TITLE_HEIGHT if title else 0.0
     total = head + _LEGEND_HEIGHT
@@ -126,6 +123,33 @@ def genotype_figure(genotype: Mapping[str, Any], title: str | None = None) -> Fi
     return figure
 
 
+def _plans(genotype: Mapping[str, Any]) -> list[tuple[str, Layout, list[str]]]:
+    """Heading, layout and operations of each cell."""
+    if "arch" in genotype:
+        return [("Cell", *_bench_plan(genotype["arch"]))]
+    plans = []
+    for key, heading in (("normal", "Normal cell"), ("reduce", "Reduction cell")):
+        if key not in genotype:
+            raise RunError(f"the genotype has no {key!r} cell")
+        plans.append((heading, *_plan(genotype[key], genotype.get(f"{key}_concat"))))
+    return plans
+
+
+def _bench_plan(text: Any) -> tuple[Layout, list[str]]:
+    """As `_plan`, of a NAS-Bench-201 architecture: one input, the last node the output."""
+    try:
+        names = list(operations_of(str(text)))
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    sources = tuple(edge.source for edge in EDGES)
+    targets = tuple(edge.target_node + 1 for edge in EDGES)
+    return lay_out(sources, targets, (targets[-1],), _label_width(names), inputs=1), names
+
+
+def _label_width(names: Sequence[str]) -> float:
+    return 0.13 + 0.062 * max(len(operation(name)[0]) for name in names)
+
+
 def _plan(cell: Cell, concat: Sequence[int] | None) -> tuple[Layout, list[str]]:
     """Check the cell and lay it out; also the operations, in the order of the edges."""
     if not isinstance(cell, list | tuple):
@@ -145,8 +169,7 @@ def _plan(cell: Cell, concat: Sequence[int] | None) -> tuple[Layout, list[str]]:
     outputs = list(range(INPUTS, last)) if concat is None else list(concat)
     if not outputs or any(not INPUTS <= node < last for node in outputs):
         raise RunError(f"the output joins nodes {INPUTS} to {last - 1}, got {outputs}")
-    label_width = 0.13 + 0.062 * max(len(operation(name)[0]) for name in names)
-    return lay_out(tuple(sources), tuple(targets), tuple(outputs), label_width), names
+    return lay_out(tuple(sources), tuple(targets), tuple(outputs), _label_width(names)), names
 
 
 def _is_edge(edge: Any) -> bool:
@@ -179,7 +202,7 @@ def _draw(ax: Axes, layout: Layout, names: list[str]) -> None:
     for curve, name in zip(layout.curves, names, strict=True):
         _line(ax, curve.points, FAMILIES[operation(name)[1]], 1.4 * scale)
     for edge, (label, name) in enumerate(zip(layout.labels, names, strict=True)):
-        _stub(ax, label, layout.nodes[edge // 2], FAMILIES[operation(name)[1]], scale)
+        _stub(ax, label, layout.nodes[layout.targets[edge]], FAMILIES[operation(name)[1]], scale)
     for label, name in zip(layout.labels, names, strict=True):
         short, family = operation(name)
         _box(ax, label, short, FAMILIES[family], "white", scale)
@@ -195,7 +218,8 @@ def _draw(ax: Axes, layout: Layout, names: list[str]) -> None:
             )
         )
         _text(ax, node, str(index), _INK, scale)
-    for terminal, name in zip(layout.terminals, ("k-2", "k-1", "k"), strict=True):
+    captions = ("k-2", "k-1", "k")[-len(layout.terminals) :]
+    for terminal, name in zip(layout.terminals, captions, strict=True):
         _box(ax, terminal, f"$c_{{{name}}}$", "#e9e9e9", _INK, scale)
 
 

@@ -15,7 +15,7 @@ from metadnas_ext.report import fields
 from metadnas_ext.report.result import ClientResult
 
 Genotype = dict[str, Any]
-"""A genotype as JSON: `normal`, `normal_concat`, `reduce`, `reduce_concat`."""
+"""An architecture as JSON: `normal`, `normal_concat`, `reduce`, `reduce_concat`; or `arch`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ class Unrolled(Architect):
         grad, vector = torch.autograd.grad(losses.sum(), (alpha, ahead))
 
         def slope(theta: Tensor) -> Tensor:
-            """∇_α L_train(theta, α), (k, 2, E, O)."""
+            """∇_α L_train(theta, α), (k, types, E, O)."""
             mixing = self._mix(alpha, batches, step, rows, "train")
             entropies = self._entropies(theta, mixing, train)
             return torch.autograd.grad(entropies.sum(), alpha)[0]
@@ -232,8 +232,7 @@ class SingleLevel(Architect):
         theta = cohort.theta[everyone].detach().requires_grad_()
         alpha = cohort.alpha[everyone].detach().requires_grad_()
         mixing = self._mix(alpha, batches, step, everyone, "train")
-        normal, reduce = mixing.chances
-        searching = mixing._replace(chances=(normal[rows], reduce[rows]))
+        searching = mixing._replace(chances=tuple(chances[rows] for chances in mixing.chances))
         out = self._plan(theta, mixing.weights, train.x, counts=train.counts)
         entropies = cross_entropy(out.logits, train.labels, train.counts)
         terms = self._objective(alpha[rows], searching.chances, rows)

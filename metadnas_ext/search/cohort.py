@@ -15,7 +15,7 @@ from metadnas_ext.seeding import generator
 
 @dataclass
 class Cohort:
-    """G clients' state: theta (G, P), running (G, R), and α (G, 2, E, O) while searching.
+    """G clients' state: theta (G, P), running (G, R), and α (G, types, E, O) while searching.
 
     Clients with more steps an epoch come first (see `ordered`), so that those still training are
     always the first rows.

@@ -1,16 +1,17 @@
 """From architecture parameters to a discrete architecture, exactly and within a cost budget.
 
 Without a budget this is the rule of Liu et al., "DARTS" (ICLR 2019), section 2.4: each node keeps
-the two incoming edges with the largest max-over-candidates p, each with that candidate. With one,
-the architecture of largest summed log p among those that fit it; both coincide where the budget
-does not bind. Scores are those of the relaxation. A skip cap limits the skip connections of each
-cell type: a search that collapses fills cells with them (Chen et al., "P-DARTS", ICCV 2019).
+the two incoming edges with the largest max-over-candidates p, each with that candidate; in
+NAS-Bench-201 every edge is kept. With one, the architecture of largest summed log p among those
+that fit it; both coincide where the budget does not bind. Scores are those of the relaxation. A
+skip cap limits the skip connections of each cell type: a search that collapses fills cells with
+them (Chen et al., "P-DARTS", ICCV 2019).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,16 +22,15 @@ from torch import Tensor
 from metadnas_ext._native import _C, REFERENCE
 from metadnas_ext.errors import BudgetError, ConfigError
 from metadnas_ext.search.relaxations import SOFTMAX, Relaxation
-from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost, edges, genotype_cost
-from metadnas_ext.space.genotype import KEPT, Genotype
-from metadnas_ext.space.primitives import PRIMITIVES
+from metadnas_ext.space.cell_space import KEPT, Architecture, CellSpace, Choice
+from metadnas_ext.space.cost import CostTable, cheapest_cost, dearest_cost, genotype_cost
+from metadnas_ext.space.darts import DARTSCells
 
-CELL_TYPES = ("normal", "reduce")
 SKIP = "skip_connect"
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
-Alpha = tuple[Tensor, Tensor] | Mapping[str, Tensor]
+Alpha = Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def discretize(
@@ -38,39 +38,40 @@ def discretize(
     costs: CostTable | None = None,
     budget: float | None = None,
     *,
+    beta: Sequence[Tensor] | None = None,
     relaxation: Relaxation = SOFTMAX,
     max_skips: int | None = None,
-) -> Genotype:
-    """Best architecture under `alpha`, jointly over both cell types, with cost <= `budget`.
+) -> Architecture:
+    """Best architecture under `alpha`, jointly over all cell types, with cost <= `budget`.
 
-    `alpha`: logits [edges, candidates] of the normal and the reduction cell, as a pair or under the
-    keys "normal" and "reduce". `costs` names the candidates (without it: PRIMITIVES) and the unit
-    of `budget`. `relaxation` makes the scores, in float64: of softmax, log p over all candidates;
-    `none` takes part but is never chosen. At most `max_skips` edges of a cell are skip_connect.
-    Ties: lower cost if there is a budget, then the lexicographically smallest sequence of (edge,
-    candidate). A node's edges come in the order of their sources.
+    `alpha`: logits [edges, candidates] of each cell type, in the space's order or under its names
+    ("normal" and "reduce", or "cell"). `costs` names the space (without it: DARTS with all
+    candidates) and the unit of `budget`. `relaxation` makes the scores, in float64: of softmax,
+    log p over all candidates; `none` takes part but is never chosen in a DARTS cell. `beta`: logits
+    [edges] of each cell type, whose normalised weights multiply p (PC-DARTS). At most `max_skips`
+    edges of a cell are skip_connect. Ties: lower cost if there is a budget, then the
+    lexicographically smallest sequence of (edge, candidate). A node's edges come in the order of
+    their sources.
 
     Raises ValueError on non-finite or misshapen logits, ConfigError on a budget without costs or
     not a number or a cap that nothing keeps, BudgetError when nothing is as cheap as the budget.
     """
-    candidates = PRIMITIVES if costs is None else costs.candidates
-    logits = _logits(alpha, len(candidates))  # (2, edges, candidates)
-    nodes = _nodes(logits.shape[1])
-    scores = relaxation.log_scores(logits).numpy()
-    check_cap(candidates, nodes, max_skips)
+    space = DARTSCells(_nodes(alpha)) if costs is None else costs.space
+    log_p = relaxation.log_scores(_logits(alpha, space))  # (types, edges, candidates)
+    if beta is not None:
+        edges = torch.stack([b.detach().cpu().double() for b in beta])
+        log_p = log_p + space.edge_log_weights(edges)[..., None]
+    scores = log_p.numpy()
+    check_cap(space, max_skips)
     if budget is None:
-        free = np.zeros_like(scores)
-        return _solve(scores, free, nodes, candidates, 0.0, math.inf, max_skips=max_skips)
+        return _solve(scores, np.zeros_like(scores), space, 0.0, math.inf, max_skips=max_skips)
     if costs is None:
         raise ConfigError("a budget needs a cost table")
-    if nodes != costs.nodes:
-        raise ValueError(f"the cost table has {costs.nodes} nodes, alpha {nodes}")
     _check_budget(costs, budget, max_skips)
-    prices = _costs_array(costs)
-    return _solve(scores, prices, nodes, candidates, costs.fixed, budget, max_skips=max_skips)
+    return _solve(scores, _costs_array(costs), space, costs.fixed, budget, max_skips=max_skips)
 
 
-def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Genotype:
+def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Architecture:
     """The dearest architecture within a budget: a fixed design for baselines; deterministic.
 
     Its cost misses the largest possible by at most `gap` of the span between the cheapest
@@ -83,24 +84,23 @@ def max_cost_genotype(costs: CostTable, budget: float, gap: float = 2**-8) -> Ge
         raise ConfigError(f"gap must be in [0, 1), got {gap}")
     span = min(budget, dearest_cost(costs)) - cheapest_cost(costs)
     array = _costs_array(costs)
-    return _solve(array, array, costs.nodes, costs.candidates, costs.fixed, budget, gap * span)
+    return _solve(array, array, costs.space, costs.fixed, budget, gap * span)
 
 
 def cheapest_within(costs: CostTable, max_skips: int | None = None) -> float:
     """Least cost of an architecture with at most `max_skips` skip connections in a cell."""
     if max_skips is None:
         return cheapest_cost(costs)
-    check_cap(costs.candidates, costs.nodes, max_skips)
+    check_cap(costs.space, max_skips)
     prices = _costs_array(costs)
-    genotype = _solve(
-        -prices, prices, costs.nodes, costs.candidates, costs.fixed, math.inf, max_skips=max_skips
-    )
-    return genotype_cost(costs, genotype)
+    cheapest = _solve(-prices, prices, costs.space, costs.fixed, math.inf, max_skips=max_skips)
+    return genotype_cost(costs, cheapest)
 
 
-def check_cap(candidates: tuple[str, ...], nodes: int, max_skips: int | None) -> None:
+def check_cap(space: CellSpace, max_skips: int | None) -> None:
     """ConfigError if no cell has as few skip connections."""
-    needed = KEPT * nodes if set(candidates) <= {"none", SKIP} else 0
+    choosable = {space.candidates[column] for column in space.choosable()}
+    needed = KEPT * len(space.groups()) if choosable == {SKIP} else 0
     if max_skips is not None and max_skips < needed:
         raise ConfigError(
             f"max_skips is {max_skips}, but only {SKIP} can be chosen, {needed} times a cell"
@@ -117,6 +117,7 @@ def reference_solve(
     gap: float = 0.0,
     capped: int = -1,
     cap: int = 0,
+    parts: int = 1,
 ) -> tuple[float, float, list[int], list[int]]:
     """Twin of `_C.discretize_solve` (csrc/discretize/solver.h) without its bounds: same answers.
 
@@ -150,8 +151,8 @@ def reference_solve(
         i, j, total, used = i[fits], j[fits], total[fits], used[fits]
         if not len(i):
             raise ValueError("discretize_solve: no architecture fits the budget and the cap")
-        if (node + 1) % nodes == 0:
-            used = np.zeros_like(used)  # the cap is on each cell type
+        if (node + 1) % (nodes * parts) == 0:
+            used = np.zeros_like(used)  # the cap is on each cell
         choice = np.concatenate([states.choice[i], front.choice[j]], -1)  # (states, 2 (node + 1))
         merged = _Entries(total, states.score[i] + front.score[j], used, choice)
         states = _front(merged, step)
@@ -193,42 +194,45 @@ def _front(entries: _Entries, step: float) -> _Entries:
 def _solve(
     scores: Array,
     costs: Array,
-    nodes: int,
-    candidates: tuple[str, ...],
+    space: CellSpace,
     fixed: float,
     budget: float,
     gap: float = 0.0,
     max_skips: int | None = None,
-) -> Genotype:
-    forbidden, capped = (candidates.index(c) if c in candidates else -1 for c in ("none", SKIP))
-    if max_skips is None:
-        capped, max_skips = -1, 0
+) -> Architecture:
+    nodes = space.solver_nodes
+    # The solver's types are the cell types of the space, or as many equal parts of each.
+    each, parts = nodes * (nodes + 3) // 2, len(space.groups()) // nodes
+    size = (-1, each, len(space.candidates))
+    capped, cap = -1, 0
+    if max_skips is not None and SKIP in space.candidates:
+        capped, cap = space.candidates.index(SKIP), max_skips
     solve = reference_solve if REFERENCE else _C.discretize_solve
+    scores, costs = scores.reshape(size), costs.reshape(size)
     _, _, kept, chosen = solve(
-        scores, costs, nodes, forbidden, fixed, budget, gap, capped, max_skips
+        scores, costs, nodes, space.forbidden, fixed, budget, gap, capped, cap, parts
     )
-    sources = [edge.source for edge in edges(nodes)]
-    pairs = [
-        (candidates[candidate], sources[edge]) for edge, candidate in zip(kept, chosen, strict=True)
-    ]
-    return Genotype.of(normal=pairs[: KEPT * nodes], reduce=pairs[KEPT * nodes :])
+    choices = []
+    for position, (edge, column) in enumerate(zip(kept, chosen, strict=True)):
+        cell_type, own_edge = divmod(position // (KEPT * nodes) * each + edge, len(space.edges))
+        choices.append(Choice(cell_type, own_edge, column))
+    return space.architecture(choices)
 
 
-def _logits(alpha: Alpha, candidates: int) -> Tensor:
-    """Both cells' logits as one float64 [2, edges, candidates] on the CPU."""
+def _logits(alpha: Alpha, space: CellSpace) -> Tensor:
+    """All cell types' logits as one float64 [types, edges, candidates] on the CPU."""
+    types, edges, candidates = space.alpha_shape
     if isinstance(alpha, Mapping):
-        missing = [name for name in CELL_TYPES if name not in alpha]
+        missing = [name for name in space.types if name not in alpha]
         if missing:
             raise ValueError(f"alpha has no {missing[0]!r}, only {', '.join(map(str, alpha))}")
-        pair = tuple(alpha[name] for name in CELL_TYPES)
-    else:
-        pair = tuple(alpha)
-    if len(pair) != len(CELL_TYPES) or pair[0].shape != pair[1].shape:
-        raise ValueError("alpha must be two matrices of one shape, for normal and reduce")
-    for name, logits in zip(CELL_TYPES, pair, strict=True):
-        if logits.dim() != 2 or logits.shape[1] != candidates:
+        alpha = [alpha[name] for name in space.types]
+    if len(alpha) != types:
+        raise ValueError(f"alpha must be one matrix for each of {', '.join(space.types)}")
+    for name, logits in zip(space.types, alpha, strict=True):
+        if tuple(logits.shape) != (edges, candidates):
             raise ValueError(
-                f"{name} alpha must be [edges, {candidates}], got {list(logits.shape)}"
+                f"{name} alpha must be [{edges}, {candidates}], got {list(logits.shape)}"
             )
         if not bool(torch.isfinite(logits).all()):
             edge, column = (~torch.isfinite(logits)).nonzero()[0].tolist()
@@ -236,11 +240,13 @@ def _logits(alpha: Alpha, candidates: int) -> Tensor:
                 f"{name} alpha is not finite at edge {edge}, candidate {column}: "
                 f"{logits[edge, column].item()}"
             )
-    return torch.stack([logits.detach().cpu().double() for logits in pair])
+    return torch.stack([logits.detach().cpu().double() for logits in alpha])
 
 
-def _nodes(count: int) -> int:
-    """Nodes of a cell with `count` edges: the n with n * (n + 3) / 2 = count."""
+def _nodes(alpha: Alpha) -> int:
+    """Nodes of a DARTS cell by its number of edges: the n with n * (n + 3) / 2 of them."""
+    first = next(iter(alpha.values() if isinstance(alpha, Mapping) else alpha))
+    count = first.shape[0]
     nodes = (math.isqrt(9 + 8 * count) - 3) // 2
     if nodes < 1 or nodes * (nodes + 3) // 2 != count:
         raise ValueError(f"no cell has {count} edges (2, 5, 9, 14, ...)")
@@ -259,4 +265,4 @@ def _check_budget(costs: CostTable, budget: float, max_skips: int | None = None)
 
 
 def _costs_array(costs: CostTable) -> Array:
-    return torch.stack([costs.normal, costs.reduce]).detach().cpu().numpy()
+    return costs.cells.detach().cpu().numpy()

@@ -14,7 +14,7 @@ from metadnas_ext.space import CohortCosts, CostTable, expected_cost
 
 if TYPE_CHECKING:
     from metadnas_ext.config import ClientConfig
-    from metadnas_ext.nn.plan import Weights
+    from metadnas_ext.nn.stages import Weights
 
 
 class Term(ABC):
@@ -22,7 +22,7 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, alpha: Tensor, chances: Weights, rows: slice) -> Tensor:
-        """alpha (k, 2, E, O), chances of both cell types (k, E, O) -> (k) in alpha's type."""
+        """alpha (k, types, E, O), chances of each cell type (k, E, O) -> (k) in alpha's type."""
 
     def advance(self, chances: Weights, rows: slice) -> None:  # noqa: B027 (most terms never do)
         """Told of every step on α: for terms that change over time."""
@@ -88,7 +88,10 @@ class CostPenalty(Term):
 
 
 class KLToServer(Term):
-    """weight * mean over edges of KL(chances under α, chances under the server's α (2, E, O))."""
+    """weight * mean over edges of KL(chances under α, chances under the server's α).
+
+    The server's is (types, E, O).
+    """
 
     def __init__(self, weight: float, server: Tensor, relaxation: Relaxation) -> None:
         self._weight, self._relaxation = weight, relaxation
@@ -140,7 +143,7 @@ class Objective:
     ) -> Objective:
         """The terms that `config` switches on; a weight of 0 switches one off.
 
-        server: α (2, E, O) that the KL term pulls towards, or None. Dual ascent from 0 is on.
+        server: α (types, E, O) that the KL term pulls towards, or None. Dual ascent from 0 is on.
         """
         terms: list[Term] = []
         dual = config.penalty_kind == "dual" and config.dual_rate > 0
@@ -176,5 +179,5 @@ class Objective:
 
 
 def entropy(log_p: Tensor) -> Tensor:
-    """Mean entropy over edges, in nats, of log chances (G, 2, E, O) -> (G)."""
+    """Mean entropy over edges, in nats, of log chances (G, types, E, O) -> (G)."""
     return -(log_p.exp() * log_p).sum(-1).mean((1, 2))

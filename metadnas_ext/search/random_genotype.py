@@ -10,28 +10,28 @@ import torch
 from numpy.typing import NDArray
 
 from metadnas_ext.errors import BudgetError
-from metadnas_ext.space import CostTable, Edge, Genotype, cheapest_cost, edges, genotype_cost
+from metadnas_ext.space import Architecture, Choice, CostTable, cheapest_cost, genotype_cost
 
 Array = NDArray[np.float64]
-Pair = tuple[str, int]
 
 CELLS = 1024
 """Of the grid that costs are rounded down to: more cells, fewer draws rejected."""
 
 
-class Node(NamedTuple):
-    """What one node of one cell type can be: both its edges, and its cost in cells of the grid."""
+class Group(NamedTuple):
+    """What a group of edges of one cell type can be: the two kept, and their cost on the grid."""
 
-    choices: list[tuple[Pair, Pair]]
+    choices: list[tuple[Choice, Choice]]
     cells: NDArray[np.int64]
 
 
 class GenotypeSampler:
-    """Uniform over the genotypes of a space that cost at most `budget`, both cell types jointly.
+    """Uniform over the architectures of a space that cost at most `budget`, cell types jointly.
 
-    Without `none`, which no discrete cell has. Dynamic programming counts the ways to complete an
-    architecture with costs rounded down to a grid, so all that fit are counted, and a few more;
-    a draw from those is repeated until it fits. Exact up to the rounding of counts to float64.
+    Of DARTS' cells without `none`, which no discrete one has. Dynamic programming counts the ways
+    to complete an architecture with costs rounded down to a grid, so all that fit are counted, and
+    a few more; a draw from those is repeated until it fits. Exact up to the rounding of counts to
+    float64.
     Raises BudgetError when nothing is as cheap as `budget`.
     """
 
@@ -45,68 +45,53 @@ class GenotypeSampler:
         self._costs, self._budget = costs, budget
         # With nothing to spare, all that rounding could make of nothing.
         cell = max(budget - cheapest, 1e-12 * budget) / CELLS
-        self._nodes = _nodes(costs, cell)
-        self._ways = _ways(self._nodes)
+        self._groups = _groups(costs, cell)
+        self._ways = _ways(self._groups)
 
-    def draw(self, generator: torch.Generator) -> Genotype:
+    def draw(self, generator: torch.Generator) -> Architecture:
         """One architecture; the generator alone decides which."""
         while True:
             genotype = self._draw(generator)
             if genotype_cost(self._costs, genotype) <= self._budget:
                 return genotype
 
-    def _draw(self, generator: torch.Generator) -> Genotype:
-        pairs: list[Pair] = []
+    def _draw(self, generator: torch.Generator) -> Architecture:
+        choices: list[Choice] = []
         left = len(self._ways[0]) - 1
-        for node, ways in zip(self._nodes, self._ways[1:], strict=True):
-            rest = left - node.cells
+        for group, ways in zip(self._groups, self._ways[1:], strict=True):
+            rest = left - group.cells
             up_to = np.where(rest >= 0, ways[np.maximum(rest, 0)], 0.0).cumsum()
             point = torch.rand((), generator=generator, dtype=torch.float64).item() * up_to[-1]
             choice = int(np.searchsorted(up_to, point, side="right"))
-            pairs += node.choices[choice]
-            left -= int(node.cells[choice])
-        half = len(pairs) // 2
-        return Genotype.of(normal=pairs[:half], reduce=pairs[half:])
+            choices += group.choices[choice]
+            left -= int(group.cells[choice])
+        return self._costs.space.architecture(choices)
 
 
-def _nodes(costs: CostTable, cell: float) -> list[Node]:
-    """All nodes of the normal cell, then those of the reduction cell."""
+def _groups(costs: CostTable, cell: float) -> list[Group]:
+    """All groups of the first cell type, then those of the next."""
+    space, prices = costs.space, costs.cells.tolist()
     result = []
-    for table in (costs.normal.tolist(), costs.reduce.tolist()):
-        for node in range(costs.nodes):
-            into = [edge for edge in edges(costs.nodes) if edge.target_node == node]
-            found = [_choice(costs, table, *pair) for pair in _pairs(costs, into)]
-            price = np.array([cost for _, cost in found])
+    for cell_type in range(len(space.types)):
+        for group in space.groups():
+            options = [Choice(cell_type, e, c) for e in group for c in space.choosable()]
+            pairs = [(a, b) for a, b in itertools.combinations(options, 2) if a.edge != b.edge]
+            price = np.array([sum(prices[t][e][c] for t, e, c in pair) for pair in pairs])
             # One more than the grid has is as good as any number beyond it.
             cells = np.minimum((price - price.min()) / cell, CELLS + 2).astype(np.int64)
-            result.append(Node([choice for choice, _ in found], cells))
+            result.append(Group(pairs, cells))
     return result
 
 
-def _pairs(costs: CostTable, into: list[Edge]) -> list[tuple[tuple[Edge, int], tuple[Edge, int]]]:
-    """Two different edges each, with a candidate's column."""
-    options = itertools.product(into, costs.choosable())
-    both = itertools.combinations(options, 2)
-    return [(one, two) for one, two in both if one[0] != two[0]]
-
-
-def _choice(
-    costs: CostTable, table: list[list[float]], one: tuple[Edge, int], two: tuple[Edge, int]
-) -> tuple[tuple[Pair, Pair], float]:
-    (first, a), (second, b) = one, two
-    pairs = ((costs.candidates[a], first.source), (costs.candidates[b], second.source))
-    return pairs, table[first.index][a] + table[second.index][b]
-
-
-def _ways(nodes: list[Node]) -> list[Array]:
-    """ways[n][r]: choices of nodes n, n + 1, ... that take at most r cells together.
+def _ways(groups: list[Group]) -> list[Array]:
+    """ways[n][r]: choices of groups n, n + 1, ... that take at most r cells together.
 
     One cell more than the budget has: rounding may lift what just fits across a line.
     """
     ways = [np.ones(CELLS + 2)]
-    for node in reversed(nodes):
+    for group in reversed(groups):
         total = np.zeros(CELLS + 2)
-        for cells, count in enumerate(np.bincount(node.cells)[: CELLS + 2]):
+        for cells, count in enumerate(np.bincount(group.cells)[: CELLS + 2]):
             if count:
                 total[cells:] += count * ways[0][: CELLS + 2 - cells]
         ways.insert(0, total)

@@ -1,6 +1,6 @@
 """Relaxations of the choice of one candidate on each edge: from α to mixing weights.
 
-α is (G, 2, E, O): clients, cell types, edges, candidates.
+α is (G, types, E, O): clients, cell types, edges, candidates.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from metadnas_ext.config import ClientConfig
-    from metadnas_ext.nn.plan import Weights
+    from metadnas_ext.nn.stages import Weights
 
 Generators = Callable[[], Sequence[torch.Generator]]
 """Makes one generator a client; called only by relaxations that draw."""
 
 
 class Mixing(NamedTuple):
-    """What a relaxation makes of α; both for normal and reduction cells, each (G, E, O).
+    """What a relaxation makes of α: both for each cell type, (G, E, O).
 
     weights: of the candidates in the network. chances: that each candidate is the one kept, what
     the expected cost is taken over; they sum to 1 over candidates.
@@ -66,7 +66,7 @@ class Relaxation(ABC):
 
     @abstractmethod
     def log_scores(self, alpha: Tensor) -> Tensor:
-        """What a discrete architecture maximises the sum of: (2, E, O).
+        """What a discrete architecture maximises the sum of: (types, E, O).
 
         Logs of the mixture at rest: which edges a node keeps depends on how sharp it has become.
         """
@@ -108,7 +108,7 @@ class Gumbel(Relaxation):
 
     def sample(self, alpha: Tensor, progress: Tensor, generators: Generators) -> Mixing:
         noisy = alpha + gumbel_noise(alpha, generators())
-        return Mixing(_by_type(self._weights(noisy, progress)), _by_type(alpha.softmax(-1)))
+        return Mixing(self._weights(noisy, progress).unbind(1), alpha.softmax(-1).unbind(1))
 
     def log_scores(self, alpha: Tensor) -> Tensor:
         return alpha.log_softmax(-1)
@@ -154,7 +154,7 @@ class Sigmoid(Relaxation):
 
     def _mixing(self, scaled: Tensor) -> Mixing:
         weights = each(torch.sigmoid, scaled)
-        return Mixing(_by_type(weights), _by_type(self.log_chances(scaled).exp()))
+        return Mixing(weights.unbind(1), self.log_chances(scaled).exp().unbind(1))
 
 
 RELAXATIONS: dict[str, type[Relaxation]] = {
@@ -200,11 +200,6 @@ def each(function: Callable[[Tensor], Tensor], alpha: Tensor) -> Tensor:
 
 
 def _same(p: Tensor) -> Mixing:
-    """Weights that are the chances: (G, 2, E, O)."""
-    weights = _by_type(p)
+    """Weights that are the chances: (G, types, E, O)."""
+    weights = p.unbind(1)
     return Mixing(weights, weights)
-
-
-def _by_type(p: Tensor) -> Weights:
-    normal, reduce = p.unbind(1)
-    return normal, reduce

@@ -15,7 +15,7 @@ from metadnas_ext.data import ClientSplit, ImageStore
 from metadnas_ext.errors import DivergenceError
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.nn.functional import correct, cross_entropy
-from metadnas_ext.nn.plan import Weights
+from metadnas_ext.nn.stages import Weights
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, passes
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, RowSGD
 from metadnas_ext.search.relaxations import SOFTMAX, Relaxation
@@ -237,7 +237,7 @@ def recalibrate(
 def cohort_of(
     splits: Sequence[ClientSplit], theta: Tensor, running: Tensor, alpha: Tensor | None = None
 ) -> Cohort:
-    """A cohort that starts from one state: theta (P), running (R), alpha (2, E, O)."""
+    """A cohort that starts from one state: theta (P), running (R), alpha (types, E, O)."""
     count = len(splits)
 
     def copies(row: Tensor) -> Tensor:

@@ -10,18 +10,17 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from metadnas_ext.space.primitives import check_primitive
+from metadnas_ext.space.candidates import FUSED, candidate
+from metadnas_ext.space.cell_space import KEPT, Architecture
 
 Pairs = tuple[tuple[str, int], ...]
 
 INPUTS = 2
 """States a cell starts with: the outputs of the two cells before it."""
-KEPT = 2
-"""Incoming edges that a node of a discrete cell keeps."""
 
 
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(Architecture):
     """The normal and the reduction cell of a discrete network.
 
     `normal` and `reduce` hold (primitive, source state), two per node, nodes in order; states 0 and
@@ -68,6 +67,9 @@ class Genotype:
     def nodes(self) -> int:
         """Intermediate nodes of a cell."""
         return len(self.normal) // KEPT
+
+    def operations(self) -> tuple[str, ...]:
+        return tuple(primitive for primitive, _ in (*self.normal, *self.reduce))
 
     def to_json(self) -> dict[str, object]:
         """Plain lists under the field names, ready for `json.dump`."""
@@ -129,7 +131,7 @@ def _checked_pairs(cell: str, pairs: Sequence[tuple[str, int]]) -> Pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(f"{where}: expected (primitive, source), got {pair!r}")
         primitive, source = pair
-        check_primitive(primitive)
+        candidate(primitive, FUSED)
         if primitive == "none":
             raise ValueError(f"{where}: a discrete cell has no 'none'")
         earlier = INPUTS + position // KEPT

@@ -20,7 +20,11 @@ import torch
 
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.files import write_json
-from metadnas_ext.space.cost import CellShape, CostTable, Edge, NetworkShape, edges
+from metadnas_ext.space.candidates import FUSED
+from metadnas_ext.space.cell_space import Edge
+from metadnas_ext.space.cost import CostTable
+from metadnas_ext.space.darts import CellShape, NetworkShape
+from metadnas_ext.space.shape import Shape
 
 FORMAT = "metadnas device profile, version 1"
 STEM, HEAD, CELL, PREPROCESS, REST = "stem", "head", "cell", "preprocess", "rest"
@@ -39,6 +43,24 @@ class Part(NamedTuple):
     channels: int
     size: int
     stride: int
+
+
+def timed(shape: Shape) -> NetworkShape:
+    """The shape, if the model covers it: fused candidates on all channels of DARTS cells.
+
+    ConfigError otherwise.
+    """
+    if not isinstance(shape, NetworkShape):
+        raise ConfigError("device profiles are of DARTS cells; others count in macs or params")
+    if shape.partial != 1:
+        raise ConfigError(f"space.partial is {shape.partial}: device profiles are of 1")
+    own = [name for name in shape.candidates if name not in FUSED]
+    if own:
+        raise ConfigError(
+            f"device profiles are of the built-in candidates; {', '.join(own)} can count in macs "
+            f"or params"
+        )
+    return shape
 
 
 def fixed_parts(shape: NetworkShape) -> Counter[Part]:
@@ -75,16 +97,14 @@ def rest_part(shape: NetworkShape) -> Part:
 
 def edge_part(cell: CellShape, edge: Edge, candidate: str) -> Part:
     """The candidate on one edge of the cell."""
-    stride = edge.stride(cell.reduction)
-    size = cell.size_in if stride == 2 else cell.size_out
-    return Part(candidate, cell.channels, cell.channels, size, stride)
+    return Part(candidate, cell.channels, cell.channels, cell.size(edge), cell.stride(edge))
 
 
 def all_parts(shape: NetworkShape) -> list[Part]:
     """Everything that has to be measured for networks of this shape, each once."""
     parts = list(fixed_parts(shape))
     for cell in shape.cells():
-        for edge in edges(shape.nodes):
+        for edge in shape.space.edges:
             parts += [edge_part(cell, edge, name) for name in shape.candidates]
     return list(dict.fromkeys(parts))
 
@@ -107,21 +127,20 @@ class DeviceProfile:
     ms: dict[Part, float]
     check: dict[str, float | None] | None = None
 
-    def cost_table(self, shape: NetworkShape) -> CostTable:
+    def cost_table(self, shape: Shape) -> CostTable:
         """Costs in "ms" for networks of `shape`, whose candidates may be some of the profile's.
 
         ConfigError naming what differs if the profile is of another shape.
         """
+        shape = timed(shape)
         self._check_shape(shape)
-        all_edges = edges(shape.nodes)
-        size = (len(all_edges), len(shape.candidates))
-        tables = [torch.zeros(size, dtype=torch.float64) for _ in range(2)]
+        cells = torch.zeros(shape.space.alpha_shape, dtype=torch.float64)
         for cell in shape.cells():
-            for edge in all_edges:
+            for edge in shape.space.edges:
                 row = [self.ms[edge_part(cell, edge, name)] for name in shape.candidates]
-                tables[cell.reduction][edge.index] += torch.tensor(row, dtype=torch.float64)
+                cells[cell.type, edge.index] += torch.tensor(row, dtype=torch.float64)
         fixed = math.fsum(self.ms[part] * count for part, count in fixed_parts(shape).items())
-        return CostTable("ms", tables[0], tables[1], fixed, shape.candidates, shape.nodes)
+        return CostTable("ms", cells, fixed, shape.space)
 
     def save(self, path: Path) -> None:
         """Writes JSON, whole or not at all."""

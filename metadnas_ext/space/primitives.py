@@ -47,7 +47,18 @@ class BatchNorm:
     affine: bool
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of an ordinary module, by its own name."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 Layer = Conv | BatchNorm
+"""What the kernels are made of."""
+Part = Layer | Weight
+"""What a network is made of."""
 
 
 def layers(primitive: str, channels: int, stride: int, affine: bool = False) -> tuple[Layer, ...]:
@@ -102,16 +113,28 @@ def relu_conv_bn(channels_in: int, channels_out: int, affine: bool) -> tuple[Lay
     )
 
 
-def parameter_shapes(parts: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(parts: tuple[Part, ...]) -> dict[str, tuple[int, ...]]:
     """Parameter names and shapes of `parts` in packing order, without a client axis."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in parts:
         if isinstance(layer, Conv):
             shapes[f"{layer.name}.weight"] = layer.shape
+        elif isinstance(layer, Weight):
+            shapes[layer.name] = layer.shape
         elif layer.affine:
             shapes[f"{layer.name}.weight"] = (layer.channels,)
             shapes[f"{layer.name}.bias"] = (layer.channels,)
     return shapes
+
+
+def parts_cost(parts: tuple[Part, ...], pixels: int, unit: str) -> int:
+    """Weights of `parts` ("params"), or the multiply-accumulates ("macs") of its `Conv` layers.
+
+    `pixels`: output positions of every convolution.
+    """
+    if unit == "params":
+        return sum(prod(shape) for shape in parameter_shapes(parts).values())
+    return sum(part.macs_per_pixel * pixels for part in parts if isinstance(part, Conv))
 
 
 def check_primitive(primitive: str) -> int:

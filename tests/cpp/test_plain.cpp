@@ -120,10 +120,10 @@ class BruteForce {
   }
 
   bool within_cap() const {
-    for (int type = 0; type < problem_.types; ++type) {
-      const auto first = candidates_.begin() + type * problem_.nodes * 2;
-      if (std::count(first, first + problem_.nodes * 2, problem_.capped) > problem_.cap)
-        return false;
+    const int size = problem_.parts * problem_.nodes * 2;
+    for (int cell = 0; cell < problem_.types / problem_.parts; ++cell) {
+      const auto first = candidates_.begin() + cell * size;
+      if (std::count(first, first + size, problem_.capped) > problem_.cap) return false;
     }
     return true;
   }
@@ -133,8 +133,9 @@ class BruteForce {
 };
 
 void check_problem(Random& random, int round) {
-  static const int kSizes[][3] = {{1, 1, 1}, {1, 1, 4}, {1, 2, 3}, {2, 1, 3}, {2, 2, 2}, {1, 3, 2}};
-  const auto& [types, nodes, candidates] = kSizes[round % 6];
+  static const int kSizes[][3] = {{1, 1, 1}, {1, 1, 4}, {1, 2, 3}, {2, 1, 3},
+                                {2, 2, 2}, {1, 3, 2}, {3, 1, 3}};
+  const auto& [types, nodes, candidates] = kSizes[round % 7];
   const size_t size = static_cast<size_t>(types) * nodes * (nodes + 3) / 2 * candidates;
   std::vector<double> scores = random.numbers(static_cast<int64_t>(size));
   std::vector<double> costs = random.numbers(static_cast<int64_t>(size));
@@ -151,7 +152,8 @@ void check_problem(Random& random, int round) {
   problem.forbidden = candidates > 1 && random.flip() ? random.below(candidates) : -1;
   if (random.flip()) {
     problem.capped = random.below(candidates);
-    problem.cap = random.below(2 * nodes + 1);
+    problem.parts = random.flip() ? types : 1;
+    problem.cap = random.below(2 * nodes * problem.parts + 1);
   }
   problem.fixed = random.number();
   problem.budget = random.below(5) == 0 ? std::numeric_limits<double>::infinity()
@@ -201,6 +203,8 @@ void check_malformed() {
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.budget = -1; }), "discretize: too little");
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.gap = nan; }), "discretize: gap");
   check(refused([](Problem& p, Numbers&, Numbers&) { p.cap = -1; }), "discretize: cap");
+  check(refused([](Problem& p, Numbers&, Numbers&) { p.parts = 0; }), "discretize: no parts");
+  check(refused([](Problem& p, Numbers&, Numbers&) { p.parts = 2; }), "discretize: parts");
   check(refused([&](Problem& p, Numbers&, Numbers&) { p.fixed = infinity; }), "discretize: fixed");
   check(refused([&](Problem&, Numbers& s, Numbers&) { s[1] = nan; }), "discretize: score");
   check(refused([&](Problem&, Numbers&, Numbers& c) { c[3] = infinity; }), "discretize: cost");

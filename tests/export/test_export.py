@@ -6,19 +6,30 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import metadnas_ext
 from metadnas_ext.errors import ConfigError, ExtraError, RunError
 from metadnas_ext.export import PlainNet, export_model
 from metadnas_ext.models import Card
 from metadnas_ext.nn import DerivedNet
-from metadnas_ext.space import DARTS_V2, PRIMITIVES, Genotype, NetworkShape
+from metadnas_ext.space import (
+    DARTS_V2,
+    PRIMITIVES,
+    Genotype,
+    NASBench201Genotype,
+    NASBench201Shape,
+    NetworkShape,
+    candidates,
+)
 
-from ..nn import _darts
+from .. import _primitives  # noqa: F401  # registers
+from ..nn import _bench201, _darts
 from ..nn._helpers import assert_close, randomise
 
 TOLERANCE = 1e-5  # relative to the largest logit, in float32
@@ -86,6 +97,116 @@ def test_plain_network_has_every_operation() -> None:
         for name, source in getattr(random_genotype(seed, 3), cell)
     }
     assert seen == {(name, strided) for name in PRIMITIVES[1:] for strided in (False, True)}
+
+
+def bench_network(names: Sequence[str], size: int, seed: int = 0) -> tuple[DerivedNet, Card]:
+    shape = NASBench201Shape(4, 6, len(CLASSES), size, candidates=tuple(dict.fromkeys(names)))
+    genotype = NASBench201Genotype(tuple(names))
+    net = DerivedNet(shape, genotype).eval()
+    randomise(net, seed)
+    return net, Card(shape, genotype, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+def partial_network(size: int) -> tuple[DerivedNet, Card]:
+    genotype = random_genotype(0, 3)
+    shape = NetworkShape(8, 4, 3, len(CLASSES), image_size=size, partial=4)
+    net = DerivedNet(shape, genotype).eval()
+    randomise(net, 0)
+    return net, Card(shape, genotype, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+def own_network(size: int) -> tuple[DerivedNet, Card]:
+    """Registered primitives at both strides, a constant and a bare batch norm among them."""
+    names = ("squeeze_excite", "norm_only", "conv_1x3_3x1", "sep_conv_3x3")
+    shape = NetworkShape(4, 4, 2, len(CLASSES), image_size=size, candidates=names)
+    cell = list(zip(names, (0, 1, 1, 2), strict=True))
+    genotype = Genotype.of(cell, cell)
+    net = DerivedNet(shape, genotype).eval()
+    randomise(net, 0)
+    return net, Card(shape, genotype, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+BENCH = ("nor_conv_3x3", "none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
+OTHERS = {
+    "nasbench201": lambda size: bench_network(BENCH, size),
+    "own in nasbench201": lambda size: bench_network(("squeeze_excite", *BENCH[1:]), size),
+    "own": own_network,
+    "partial": partial_network,
+}
+"""Networks of other spaces than DARTS', or with primitives that it has not."""
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [8, 7])
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_plain_network_of_every_space(kind: str, size: int, training: bool) -> None:
+    """In float64, under the same names; tests/nn hold `DerivedNet` to the definitions."""
+    net, card = OTHERS[kind](size)
+    net = net.double().train(training)
+    plain = PlainNet.of(net)
+    x = batch(3, card).double()
+    assert_close(plain(x), net(x), kind)
+    constants = {n for n in plain.state_dict() if n.endswith("halves")}
+    assert set(plain.state_dict()) - constants == set(net.state_dict())
+    assert bool(constants) == kind.startswith("own")
+
+
+@pytest.mark.parametrize("size", [8, 5])
+def test_plain_nasbench201_network_is_the_definition(size: int) -> None:
+    net, card = bench_network(BENCH, size)
+    plain = PlainNet.of(net.double())
+    truth = _bench201.network(BENCH, 4, 2, len(CLASSES)).eval()
+    truth.load_state_dict(plain.state_dict())
+    x = batch(3, card).double()
+    assert_close(plain(x), truth(x), "definition")
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+@pytest.mark.parametrize("size", [8, 7])
+def test_torch_export_of_every_space(kind: str, size: int, tmp_path: Path) -> None:
+    net, card = OTHERS[kind](size)
+    path = export_model(net, card, tmp_path / "net.pt2", "torch")
+    files = {"card.json": ""}
+    program = torch.export.load(path, extra_files=files)
+    assert Card.from_json(json.loads(files["card.json"])) == card
+    for count in (1, 5):
+        x = batch(count, card)
+        assert_same_logits(program.module()(x), net(x))
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_onnx_of_every_space(kind: str, tmp_path: Path) -> None:
+    for module in ("onnx", "onnxscript"):
+        pytest.importorskip(module, reason="the extra onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    net, card = OTHERS[kind](8)
+    session = runtime.InferenceSession(export_model(net, card, tmp_path / "net.onnx", "onnx"))
+    for count in (1, 5):
+        x = batch(count, card)
+        (logits,) = session.run(["logits"], {"images": x.numpy()})
+        assert_same_logits(torch.from_numpy(logits), net(x).detach())
+
+
+class Undecided(nn.Module):
+    """What it does depends on its numbers, which no exported program can."""
+
+    def __init__(self, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x) if float(x.sum()) > 0 else -self.pool(x)
+
+
+def test_a_primitive_that_cannot_be_exported_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(candidates, "_registered", {})
+    metadnas_ext.register_primitive("undecided", Undecided)
+    net, card = bench_network(("undecided", *BENCH[1:]), 8)
+    with pytest.raises(ConfigError, match="cannot export this network with undecided: "):
+        export_model(net, card, tmp_path / "net.pt2", "torch")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("seed", "size"), [(0, 8), (1, 7), (2, 9)])

@@ -179,11 +179,11 @@ def test_the_searched_supernet_is_measured_at_the_last_temperature(name: str) ->
         blunter += bool(other != accuracy)
         p = alpha.softmax(-1).double()
         costs = federation.costs
-        parts = [(p[i] * chances * t).sum() for i, t in enumerate((costs.normal, costs.reduce))]
+        parts = [(p[i] * chances * t).sum() for i, t in enumerate(costs.cells)]
         assert result.expected_cost == pytest.approx(costs.fixed + float(sum(parts)))
         soft = cohort.alpha[row].softmax(-1).double()
         soft_cost = costs.fixed + float(
-            sum((soft[i] * chances * t).sum() for i, t in enumerate((costs.normal, costs.reduce)))
+            sum((soft[i] * chances * t).sum() for i, t in enumerate(costs.cells))
         )
         softer += result.expected_cost != pytest.approx(soft_cost, rel=1e-3)
     assert softer

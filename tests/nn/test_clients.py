@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metadnas_ext.nn import DerivedNet, NetworkPlan, Supernet, supernet_plan
 from metadnas_ext.nn.functional import correct, cross_entropy
-from metadnas_ext.nn.plan import Weights
+from metadnas_ext.nn.stages import Weights
 from metadnas_ext.space import PRIMITIVES, Genotype, NetworkShape
 
 from ._helpers import (

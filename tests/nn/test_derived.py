@@ -189,9 +189,9 @@ def count_macs(network: nn.Module, image_size: int) -> int:
 
 
 def test_misfits() -> None:
-    with pytest.raises(ValueError, match="the shape has 4 nodes, the genotype 2"):
+    with pytest.raises(ValueError, match="cells have 4 nodes, the genotype 2"):
         DerivedNet(NetworkShape(4, 3), MIXED)
-    with pytest.raises(ValueError, match="the shape has 2 nodes, the genotype 4"):
+    with pytest.raises(ValueError, match="cells have 2 nodes, the genotype 4"):
         Supernet(4, layers=3, nodes=2).derive(DARTS_V2)
     with pytest.raises(ValueError, match="no candidate 'sep_conv_5x5'"):
         tiny_supernet(candidates=("skip_connect", "max_pool_3x3")).derive(MIXED)

@@ -9,7 +9,7 @@ from torch import Tensor
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn import Supernet
 from metadnas_ext.search import discretize
-from metadnas_ext.space import PRIMITIVES, CostTable, cost_table, edges
+from metadnas_ext.space import PRIMITIVES, CostTable, DARTSCells, cost_table, edges
 
 from . import _darts
 from ._helpers import (
@@ -162,7 +162,7 @@ def test_genotype_names_this_networks_candidates(candidates: tuple[str, ...]) ->
 def test_genotype_of_one_client_within_a_budget() -> None:
     net = tiny_supernet(clients=2)
     costs = cost_table(net.shape)
-    budget = costs.fixed + 0.3 * float(costs.normal.sum() + costs.reduce.sum())
+    budget = costs.fixed + 0.3 * float(costs.cells.sum())
     for client in range(2):
         alphas = tuple(a[client] for a in net.arch_parameters())
         assert net.genotype(costs, client=client) == discretize(alphas, costs)
@@ -173,7 +173,7 @@ def test_genotype_of_one_client_within_a_budget() -> None:
 def test_genotype_refuses_costs_of_other_candidates() -> None:
     net = tiny_supernet()
     costs = cost_table(net.shape)
-    mixed_up = CostTable("macs", costs.normal, costs.reduce, 0.0, FEW[::-1], 2)
+    mixed_up = CostTable("macs", costs.cells, 0.0, DARTSCells(2, FEW[::-1]))
     with pytest.raises(ValueError, match="costs are of"):
         net.genotype(mixed_up)
     with pytest.raises(ConfigError, match="a budget needs a cost table"):

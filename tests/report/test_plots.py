@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 from metadnas_ext.errors import ConfigError, RunError
 from metadnas_ext.report.cell_layout import lay_out
-from metadnas_ext.report.cells import draw_cell, operation, plot_genotype
+from metadnas_ext.report.cells import draw_cell, genotype_figure, operation, plot_genotype
 from metadnas_ext.report.plots import (
     curve_panels,
     plot_clients,
@@ -98,12 +98,37 @@ def test_draw_cell_as_file_and_into_axes(tmp_path, make):
     assert {"sep 3×3", "dil 5×5", "max", "avg", "$c_{k-2}$", "$c_{k}$", "0", "3"} <= set(labels)
 
 
-@pytest.mark.parametrize("seed", range(6))
+BENCH = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "own_of_a_user")
+
+
+def bench_text(rng):
+    a, b, c, d, e, f = (rng.choice(BENCH) for _ in range(6))
+    return f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|"
+
+
+def test_nas_bench_201_cell(tmp_path):
+    """One cell: every edge's operation, three nodes, from c_{k-1} to c_k."""
+    text = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|own~0|avg_pool_3x3~1|nor_conv_1x1~2|"
+    figure = genotype_figure({"arch": text}, "Client 3")
+    (ax,) = figure.axes
+    labels = sorted(label.get_text() for label in ax.texts)
+    expected = ["conv 3×3", "none", "skip", "own", "avg", "conv 1×1", "0", "1", "2"]
+    assert labels == sorted([*expected, "$c_{k-1}$", "$c_{k}$"])
+    check_png(plot_genotype({"arch": text}, tmp_path / "cell.png"))
+    with pytest.raises(RunError, match="node 1 has the inputs 0 to 0"):
+        genotype_figure({"arch": text.replace("~0|+|none", "~1|+|none")})
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_no_text_overlaps_another_or_leaves_its_box(seed):
     rng = random.Random(seed)
-    figure = Figure(figsize=(9, 4))
-    ax = figure.add_axes((0, 0, 1, 1))
-    draw_cell(random_cell(rng, nodes=rng.choice((2, 4, 5))), ax)
+    if seed < 6:
+        figure = Figure(figsize=(9, 4))
+        ax = figure.add_axes((0, 0, 1, 1))
+        draw_cell(random_cell(rng, nodes=rng.choice((2, 4, 5))), ax)
+    else:
+        figure = genotype_figure({"arch": bench_text(rng)})
+        (ax,) = figure.axes
     figure.draw_without_rendering()
     extents = [text.get_window_extent() for text in ax.texts]
     for i, one in enumerate(extents):

@@ -17,13 +17,12 @@ from metadnas_ext.search.discretize import (
 from metadnas_ext.search.relaxations import Sigmoid
 from metadnas_ext.space.cost import (
     CostTable,
-    NetworkShape,
     cheapest_cost,
     cost_table,
     dearest_cost,
-    edges,
     genotype_cost,
 )
+from metadnas_ext.space.darts import DARTSCells, NetworkShape, edges
 from metadnas_ext.space.genotype import Genotype
 from metadnas_ext.space.primitives import PRIMITIVES
 
@@ -38,8 +37,8 @@ def random_alpha(nodes, candidates, generator, dtype=torch.float64):
 
 def random_table(nodes, candidates, generator):
     size = (2, len(edges(nodes)), len(candidates))
-    normal, reduce = torch.rand(size, generator=generator, dtype=torch.float64)
-    return CostTable("ms", normal, reduce, 0.7, candidates, nodes)
+    costs = torch.rand(size, generator=generator, dtype=torch.float64)
+    return CostTable("ms", costs, 0.7, DARTSCells(nodes, candidates))
 
 
 def budget_at(table, share):
@@ -47,7 +46,7 @@ def budget_at(table, share):
     return low + share * (high - low)
 
 
-def brute_force(scores, costs, nodes, forbidden, fixed, budget, capped=-1, cap=0):
+def brute_force(scores, costs, nodes, forbidden, fixed, budget, capped=-1, cap=0, parts=1):
     """Best (score, -cost, operations) over everything, or None; sums fold as documented."""
     types, _, candidates = scores.shape
     per_node = []
@@ -74,8 +73,8 @@ def brute_force(scores, costs, nodes, forbidden, fixed, budget, capped=-1, cap=0
         if cost > budget or (best is not None and (score, -cost) < best[:2]):
             continue
         operations = [op for _, _, pair in choice for op in pair]
-        per_type = np.array([c == capped for _, c in operations]).reshape(types, -1).sum(1)
-        if max(per_type) > cap:
+        per_cell = np.array([c == capped for _, c in operations]).reshape(types // parts, -1).sum(1)
+        if max(per_cell) > cap:
             continue
         if best is None or (score, -cost) > best[:2] or operations < best[2]:
             best = (score, -cost, operations)
@@ -127,11 +126,17 @@ def test_solver_equals_brute_force(seed, kind):
 
 
 @pytest.mark.parametrize("kind", ["floats", "ties"])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(21))
 def test_solver_equals_brute_force_under_a_cap(seed, kind):
-    """Each type on its own; the capped candidate scores well, and half the time costs nothing."""
+    """Each cell on its own; the capped candidate scores well, and half the time costs nothing.
+
+    A cell may have several parts, as NAS-Bench-201's has three.
+    """
     rng = np.random.default_rng(1000 + seed)
-    types, nodes, candidates = [(2, 1, 4), (1, 2, 4), (2, 2, 2), (1, 3, 2), (2, 1, 3)][seed % 5]
+    types, nodes, candidates, parts = [
+        *((2, 1, 4, 1), (1, 2, 4, 1), (2, 2, 2, 1), (1, 3, 2, 1), (2, 1, 3, 1)),
+        *((3, 1, 3, 3), (4, 1, 2, 2)),
+    ][seed % 7]
     shape = (types, nodes * (nodes + 3) // 2, candidates)
     draw = rng.random if kind == "floats" else lambda size: rng.integers(0, 3, size).astype(float)
     costs, scores = draw(shape), -draw(shape)
@@ -140,17 +145,17 @@ def test_solver_equals_brute_force_under_a_cap(seed, kind):
     scores[..., capped] /= 4
     forbidden = (capped + 1) % candidates if candidates > 2 and seed % 2 else -1
     binds = 0
-    for cap in range(2 * nodes + 1):
+    for cap in range(2 * nodes * parts + 1):
         for budget in (costs.sum() * 0.3, costs.sum() * 0.5, math.inf):
             problem = (scores, costs, nodes, forbidden, 0.5, budget)
-            expected = brute_force(*problem, capped, cap)
+            expected = brute_force(*problem, capped, cap, parts)
             binds += expected != brute_force(*problem)
             for solve in (_C.discretize_solve, reference_solve):
                 if expected is None:
                     with pytest.raises(ValueError, match="no architecture fits the budget and the"):
-                        solve(*problem, 0.0, capped, cap)
+                        solve(*problem, 0.0, capped, cap, parts)
                     continue
-                score, cost, kept, chosen = solve(*problem, 0.0, capped, cap)
+                score, cost, kept, chosen = solve(*problem, 0.0, capped, cap, parts)
                 assert (score, -cost) == expected[:2]
                 assert list(zip(kept, chosen, strict=True)) == expected[2]
     assert binds > 0
@@ -165,7 +170,7 @@ def skips(genotype):
 
 
 def costs_of(table):
-    return torch.stack([table.normal, table.reduce]).numpy()
+    return table.cells.numpy()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -201,7 +206,7 @@ def test_cheapest_architecture_under_a_cap(seed):
     generator = torch.Generator().manual_seed(seed)
     table = random_table(1, CANDIDATES, generator)
     if seed % 2:
-        table.normal[:, 1] = 0
+        table.cells[0, :, 1] = 0
     zero = torch.zeros(2, 4)
     for cap in (0, 1, 2, None):
         capped = (-1, 0) if cap is None else (1, cap)
@@ -252,7 +257,7 @@ def test_solver_equals_its_twin_in_the_full_space(seed):
     for table in (measured, cost_table(NetworkShape())):
         alpha = torch.stack(random_alpha(4, 8, generator))
         scores = torch.log_softmax(alpha, -1).numpy()
-        costs = torch.stack([table.normal, table.reduce]).numpy()
+        costs = table.cells.numpy()
         for share in (0.05, 0.3):
             arguments = (scores, costs, 4, 0, table.fixed, budget_at(table, share), 0.0)
             assert _C.discretize_solve(*arguments) == reference_solve(*arguments)
@@ -344,7 +349,7 @@ def test_infeasible_budget_names_budget_unit_and_cheapest():
 def test_max_cost_genotype_is_dearest(seed):
     generator = torch.Generator().manual_seed(seed)
     table = random_table(1, CANDIDATES, generator)
-    stacked = torch.stack([table.normal, table.reduce]).numpy()
+    stacked = table.cells.numpy()
     for share in (0.0, 0.3, 0.7, 1.0, 2.0):
         budget = budget_at(table, share)
         best, *_ = brute_force(stacked, stacked, 1, 0, table.fixed, budget)
@@ -382,15 +387,15 @@ def test_malformed_input():
         discretize((zero, zero), budget=1e9)
     with pytest.raises(ConfigError, match="not a number"):
         discretize((zero[:5], zero[:5]), table, math.nan)
-    with pytest.raises(ValueError, match="cost table has 2 nodes, alpha 4"):
+    with pytest.raises(ValueError, match=r"normal alpha must be \[5, 8\], got \[14, 8\]"):
         discretize((zero, zero), table, 1e9)
-    with pytest.raises(ValueError, match=r"normal alpha must be \[edges, 8\], got \[14, 7\]"):
+    with pytest.raises(ValueError, match=r"normal alpha must be \[14, 8\], got \[14, 7\]"):
         discretize((zero[:, :7], zero[:, :7]))
     with pytest.raises(ValueError, match="no cell has 13 edges"):
         discretize((zero[:13], zero[:13]))
     with pytest.raises(ValueError, match="alpha has no 'reduce'"):
         discretize({"normal": zero})
-    with pytest.raises(ValueError, match="two matrices of one shape"):
+    with pytest.raises(ValueError, match=r"reduce alpha must be \[14, 8\], got \[5, 8\]"):
         discretize((zero, zero[:5]))
     with pytest.raises(ConfigError, match="gap must be"):
         max_cost_genotype(table, 1e9, gap=-1.0)
@@ -408,6 +413,7 @@ def test_malformed_input():
         ({"budget": math.nan}, "not a number"),
         ({"gap": math.nan}, "gap"),
         ({"cap": -1}, "the cap must be at least 0"),
+        ({"parts": 2}, "whole cells of 2 parts"),
         ({"capped": 0, "forbidden": 1}, "no architecture fits the budget and the cap"),
         ({"scores": np.zeros((1, 2, 1)), "costs": np.zeros((1, 2, 1)), "forbidden": 0}, "no cand"),
         ({"costs": np.full((1, 2, 2), 1e308)}, "overflow"),

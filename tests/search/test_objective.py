@@ -124,7 +124,7 @@ def test_zero_one() -> None:
 def expected_by_hand(alpha: Tensor, costs: CostTable) -> float:
     """Of one client's softmax(alpha), (2, E, O)."""
     expected = costs.fixed
-    for cell, prices in enumerate((costs.normal, costs.reduce)):
+    for cell, prices in enumerate(costs.cells):
         for edge in range(EDGES):
             node = 0 if edge < 2 else 1
             p = softmax(alpha[cell, edge].tolist())

@@ -13,12 +13,14 @@ from metadnas_ext.search import GenotypeSampler
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import (
     CostTable,
+    DARTSCells,
     Genotype,
+    NASBench201Cells,
+    NASBench201Genotype,
     NetworkShape,
     cheapest_cost,
     cost_table,
     dearest_cost,
-    edges,
     genotype_cost,
 )
 
@@ -46,16 +48,17 @@ def cells(nodes: int, candidates: tuple[str, ...]) -> list[tuple[tuple[str, int]
 
 
 def everything(costs: CostTable) -> list[Genotype]:
-    all_cells = cells(costs.nodes, costs.candidates)
+    assert isinstance(costs.space, DARTSCells)
+    all_cells = cells(costs.space.nodes, costs.candidates)
     return [Genotype.of(normal, reduce) for normal in all_cells for reduce in all_cells]
 
 
 def measured_table(nodes: int) -> CostTable:
     """Costs of which no two sums are equal, as measured ones."""
     random, candidates = generator(0, "costs"), CANDIDATES[nodes]
-    shape = (len(edges(nodes)), len(candidates))
-    normal, reduce = (torch.rand(shape, generator=random, dtype=torch.float64) for _ in range(2))
-    return CostTable("ms", normal, reduce, 0.5, candidates, nodes)
+    space = DARTSCells(nodes, candidates)
+    prices = torch.rand(space.alpha_shape, generator=random, dtype=torch.float64)
+    return CostTable("ms", prices, 0.5, space)
 
 
 def macs_table(nodes: int) -> CostTable:
@@ -114,6 +117,25 @@ def placed(genotype: Genotype) -> list[tuple[str, int, str, int]]:
         for name in ("normal", "reduce")
         for at, (primitive, source) in enumerate(getattr(genotype, name))
     ]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
+def test_uniform_over_nasbench201(share: float) -> None:
+    """Chi-square over all cells of three candidates, `none` among them, that fit."""
+    names = ("none", "skip_connect", "nor_conv_1x1")
+    space = NASBench201Cells(names)
+    prices = torch.rand(space.alpha_shape, generator=generator(0, "c"), dtype=torch.float64)
+    costs = CostTable("ms", prices, 0.5, space)
+    low, high = cheapest_cost(costs), dearest_cost(costs)
+    budget = low + share * (high - low)
+    cells = [NASBench201Genotype(edges) for edges in itertools.product(names, repeat=6)]
+    fitting = [cell for cell in cells if genotype_cost(costs, cell) <= budget]
+    assert 1 < len(fitting) <= 729
+    assert share < 1 or len(fitting) == 729
+    sampler, random = GenotypeSampler(costs, budget), generator(1, "draws")
+    counts = Counter(sampler.draw(random) for _ in range(30 * len(fitting)))
+    assert set(counts) == set(fitting)
+    assert abs(deviation([counts[cell] for cell in fitting], 30)) < 3.5
 
 
 def test_at_the_cheapest_cost_only_the_cheapest() -> None:

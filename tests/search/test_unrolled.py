@@ -18,7 +18,7 @@ from torch import Tensor
 from metadnas_ext.config import Config
 from metadnas_ext.nn import NetworkPlan, supernet_plan
 from metadnas_ext.nn.functional import cross_entropy
-from metadnas_ext.nn.plan import Weights
+from metadnas_ext.nn.stages import Weights
 from metadnas_ext.search.architect import Unrolled
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
 from metadnas_ext.search.objective import Objective

@@ -6,15 +6,13 @@ import torch
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.space.cost import (
     CostTable,
-    NetworkShape,
     cheapest_cost,
     cost_table,
     dearest_cost,
-    edges,
     expected_cost,
     genotype_cost,
-    survival,
 )
+from metadnas_ext.space.darts import CellShape, DARTSCells, NetworkShape, edges
 from metadnas_ext.space.genotype import DARTS_V1, Genotype
 
 CANDIDATES = ("none", "skip_connect", "sep_conv_3x3")
@@ -23,8 +21,8 @@ CANDIDATES = ("none", "skip_connect", "sep_conv_3x3")
 def random_table(nodes, seed, candidates=CANDIDATES):
     generator = torch.Generator().manual_seed(seed)
     size = (2, len(edges(nodes)), len(candidates))
-    normal, reduce = torch.rand(size, generator=generator, dtype=torch.float64)
-    return CostTable("ms", normal, reduce, 0.3, candidates, nodes)
+    costs = torch.rand(size, generator=generator, dtype=torch.float64)
+    return CostTable("ms", costs, 0.3, DARTSCells(nodes, candidates))
 
 
 def cells(nodes, candidates):
@@ -48,8 +46,9 @@ def test_edges_are_numbered_node_by_node():
     found = [(e.source, e.target_node) for e in edges(3)]
     assert found == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2), (3, 2)]
     assert [e.index for e in edges(4)] == list(range(14))
-    assert [e.stride(reduction=True) for e in edges(2)] == [2, 2, 2, 2, 1]
-    assert {e.stride(reduction=False) for e in edges(2)} == {1}
+    normal, reduction = (CellShape(1, kind, False, 8, 8, 4, 8, 4) for kind in (False, True))
+    assert [reduction.stride(e) for e in edges(2)] == [2, 2, 2, 2, 1]
+    assert {normal.stride(e) for e in edges(2)} == {1}
 
 
 def test_default_geometry_is_the_darts_search_network():
@@ -74,7 +73,7 @@ def test_shallow_networks_never_start_with_a_reduction(layers, expected):
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_survival_sums_to_two_edges_per_node(nodes):
-    assert float(survival(nodes).sum()) == pytest.approx(2 * nodes)
+    assert float(DARTSCells(nodes).survival().sum()) == pytest.approx(2 * nodes)
 
 
 def test_expected_cost_of_certain_edges_is_the_genotype_cost():
@@ -148,10 +147,10 @@ def test_extreme_costs_against_all_cells(seed, candidates):
 
 
 def test_genotype_cost_rejects_what_the_table_does_not_hold():
-    with pytest.raises(ValueError, match="the table has 2 nodes, the genotype 4"):
+    with pytest.raises(ValueError, match="cells have 2 nodes, the genotype 4"):
         genotype_cost(random_table(2, 0), DARTS_V1)
     with pytest.raises(
-        ValueError, match="the table has no 'max_pool_3x3', only none, skip_connect"
+        ValueError, match="no candidate 'max_pool_3x3' here, only none, skip_connect"
     ):
         genotype_cost(random_table(4, 0), DARTS_V1)
 
@@ -160,20 +159,16 @@ def test_genotype_cost_rejects_what_the_table_does_not_hold():
     ("field", "value"),
     [
         ("unit", "flops"),
-        ("normal", torch.zeros(5, 2, dtype=torch.float64)),
-        ("normal", torch.zeros(5, 3)),
-        ("reduce", torch.full((5, 3), float("nan"), dtype=torch.float64)),
-        ("reduce", torch.full((5, 3), -1.0, dtype=torch.float64)),
+        ("cells", torch.zeros(2, 5, 2, dtype=torch.float64)),
+        ("cells", torch.zeros(2, 5, 3)),
+        ("cells", torch.full((2, 5, 3), float("nan"), dtype=torch.float64)),
+        ("cells", torch.full((2, 5, 3), -1.0, dtype=torch.float64)),
         ("fixed", float("inf")),
-        ("candidates", ("none", "none", "skip_connect")),
     ],
 )
 def test_cost_table_is_checked(field, value):
     table = random_table(2, 0)
-    values = {
-        name: getattr(table, name)
-        for name in ("unit", "normal", "reduce", "fixed", "candidates", "nodes")
-    }
+    values = {name: getattr(table, name) for name in ("unit", "cells", "fixed", "space")}
     with pytest.raises(ConfigError):
         CostTable(**{**values, field: value})
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from metadnas_ext.space.cost import NetworkShape, cost_table, edges, genotype_cost
+from metadnas_ext.space.cost import cost_table, genotype_cost
+from metadnas_ext.space.darts import NetworkShape, edges
 from metadnas_ext.space.genotype import DARTS_V1, DARTS_V2
 from metadnas_ext.space.primitives import PRIMITIVES
 
@@ -165,7 +166,7 @@ def test_supernet(nodes, layers, size):
         ("params", parameters(network)),
     ):
         table = cost_table(shape, unit)
-        assert table.fixed + float(table.normal.sum() + table.reduce.sum()) == count
+        assert table.fixed + float(table.cells.sum()) == count
 
 
 def test_stem_width_and_affine_batch_norms():
@@ -179,4 +180,4 @@ def test_stem_width_and_affine_batch_norms():
     # Both preprocessings of cells with 4, 8 and 16 channels; scale and shift.
     assert affine.fixed - params.fixed == 2 * 2 * (4 + 8 + 16)
     sep = PRIMITIVES.index("sep_conv_3x3")
-    assert affine.normal[0, sep] - params.normal[0, sep] == 2 * 2 * 4
+    assert affine.cells[0, 0, sep] - params.cells[0, 0, sep] == 2 * 2 * 4

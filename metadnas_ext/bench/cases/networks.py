@@ -23,7 +23,7 @@ def supernet(channels: int, layers: int, nodes: int, batch: int, size: int) -> S
     torch.manual_seed(0)
     shape = NetworkShape(channels, layers, nodes, CLASSES, size)
     costs = cost_table(shape)
-    macs = costs.fixed + float(costs.normal.sum() + costs.reduce.sum())
+    macs = costs.fixed + float(costs.cells.sum())
     return _setup(
         baseline.Supernet(shape),
         lambda: Supernet(channels, CLASSES, layers, nodes=nodes, image_size=size),

@@ -113,6 +113,7 @@ class _Start(NamedTuple):
     def of(cls, federation: Federation) -> _Start:
         method = MetaDNAS(federation)
         server, plan = method.server, method.plan
+        assert isinstance(federation.shape, NetworkShape)
         state = baseline.Supernet(federation.shape).state_dict()  # for batch norm's step counters
         state |= plan.parameters.views(server.theta) | plan.running.views(server.running)
         state |= {"alphas_normal": server.alpha[0], "alphas_reduce": server.alpha[1]}
@@ -147,6 +148,7 @@ def _setup(eager: Callable[..., Variant], ours: Callable[[], Variant]) -> Setup:
 def _local_search(
     federation: Federation, start: _Start, form: torch.memory_format, mode: str | None
 ) -> LocalSearch:
+    assert isinstance(federation.shape, NetworkShape)
     net = baseline.Supernet(federation.shape)
     net.load_state_dict(start.state)
     net = net.to(memory_format=form)  # type: ignore[call-overload]
