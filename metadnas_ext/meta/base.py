@@ -33,7 +33,7 @@ class Adapted:
     """A cohort after its local search, and what its loss is made of.
 
     Args:
-        theta, alpha: the server's state (P), (2, E, O), which every client started from, but for
+        theta, alpha: the server's state (P), (types, E, O), which every client started from, but for
             what has stayed on it.
         costs: one table for all, or each client's own in the order of the cohort.
         budgets: (G) float64, in the unit of `costs`, in the order of the cohort.

@@ -43,7 +43,7 @@ class MAML(MetaLearner):
 def through(trajectory: Trajectory, grad: MetaGradient, server: Tensor) -> MetaGradient:
     """The gradient at the end of a trajectory carried back to its start.
 
-    `server`: α (2, E, O) that the local search was drawn to; it counts as part of the start.
+    `server`: α (types, E, O) that the local search was drawn to; it counts as part of the start.
     """
     assert grad.theta is not None
     assert grad.alpha is not None

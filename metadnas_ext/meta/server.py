@@ -18,7 +18,7 @@ from metadnas_ext.search.optimizers import RowAdam
 
 @dataclass
 class ServerState:
-    """The meta-learned state θ = (w, α): theta (P), running (R), alpha (2, E, O).
+    """The meta-learned state θ = (w, α): theta (P), running (R), alpha (types, E, O).
 
     moments: of the server's Adam, `alpha_mean` and so on, for what is meta-learned and no more.
     """

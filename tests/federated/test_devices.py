@@ -23,6 +23,7 @@ from metadnas_ext.search.relaxations import SOFTMAX
 from metadnas_ext.space import (
     CohortCosts,
     CostTable,
+    DARTSCells,
     DeviceProfile,
     Genotype,
     cheapest_cost,
@@ -70,8 +71,7 @@ def test_every_client_has_its_own_table_and_budget(tmp_path: Path) -> None:
     expected = [phone, laptop, cost_table(shape), phone]
     for client, (table, level) in enumerate(zip(expected, [0.5, 0.8, 0.5, 0.8], strict=True)):
         own = federation.costs_of(client)
-        assert torch.equal(own.normal, table.normal)
-        assert torch.equal(own.reduce, table.reduce)
+        assert torch.equal(own.cells, table.cells)
         assert (own.unit, own.fixed) == (table.unit, table.fixed)
         assert float(federation.budgets[client]) == level * dearest_cost(table)
     assert [federation.device_name(c) for c in (0, 2)] == [str(tmp_path / "phone.json"), "macs"]
@@ -126,7 +126,7 @@ def test_a_client_on_another_device_changes_nothing_for_the_rest(tmp_path: Path)
     """Search and meta-gradient of a client depend on its own table alone."""
     federation = mixed(tmp_path)
     tables = list(federation.tables)
-    tables[1] = replace(tables[1], normal=tables[1].normal * 3)
+    tables[1] = replace(tables[1], cells=tables[1].cells * 3)
     other = replace(federation, tables=tuple(tables))
     one, two = (MetaDNAS(f) for f in (federation, other))
     first, second = (
@@ -146,7 +146,7 @@ def test_random_architectures_are_drawn_from_each_device_s_own_budget() -> None:
     """Equal budgets, of which networks on the second device take twice as much."""
     federation = tiny_federation()
     own = federation.costs
-    dearer = replace(own, normal=own.normal * 2, reduce=own.reduce * 2, fixed=own.fixed * 2)
+    dearer = replace(own, cells=own.cells * 2, fixed=own.fixed * 2)
     budgets = torch.full_like(federation.budgets, 1.2 * cheapest_cost(dearer))
     mixed = replace(federation, tables=(own, dearer), device_of=(0, 1, 1, 0), budgets=budgets)
     method = RandomArchitecture(mixed)
@@ -254,8 +254,8 @@ def test_no_common_architecture_is_an_error_from_the_start(tmp_path: Path) -> No
 def random_table(seed: int, unit: str) -> CostTable:
     draw = torch.Generator().manual_seed(seed)
     size = (2, len(edges(2)), 3)
-    normal, reduce = torch.rand(size, generator=draw, dtype=torch.float64) * 10**seed
-    return CostTable(unit, normal, reduce, 0.2, ("none", "skip_connect", "sep_conv_3x3"), 2)
+    costs = torch.rand(size, generator=draw, dtype=torch.float64) * 10**seed
+    return CostTable(unit, costs, 0.2, DARTSCells(2, ("none", "skip_connect", "sep_conv_3x3")))
 
 
 @pytest.mark.parametrize("seed", range(5))

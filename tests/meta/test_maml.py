@@ -117,7 +117,7 @@ def test_of_the_last_steps_and_a_warm_up(window: int) -> None:
 def test_of_clients_that_count_on_devices_of_their_own() -> None:
     """By each client's own table, in the search's penalty and in the outer loss."""
     config = client_config(**INNER["dual ascent"])
-    own = replace(COSTS, normal=3 * COSTS.normal, fixed=COSTS.fixed / 2)
+    own = replace(COSTS, cells=3 * COSTS.cells, fixed=COSTS.fixed / 2)
     trajectory = Trajectory()
     cohort, _ = searched(CLIENTS, config, epochs=1, trajectory=trajectory, costs=own)
     grads = by_client(cohort, MAML("both")(adapted(cohort, config, trajectory, own))[0])

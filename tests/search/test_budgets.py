@@ -12,6 +12,7 @@ from metadnas_ext.search import discretize
 from metadnas_ext.space import (
     PRIMITIVES,
     CostTable,
+    DARTSCells,
     Genotype,
     NetworkShape,
     cheapest_cost,
@@ -30,8 +31,8 @@ def measured_table(nodes: int, candidates: tuple[str, ...], seed: int) -> CostTa
     """Random milliseconds."""
     draw = torch.Generator().manual_seed(seed)
     size = (2, len(edges(nodes)), len(candidates))
-    normal, reduce = torch.rand(size, generator=draw, dtype=torch.float64)
-    return CostTable("ms", normal, reduce, 0.3, candidates, nodes)
+    costs = torch.rand(size, generator=draw, dtype=torch.float64)
+    return CostTable("ms", costs, 0.3, DARTSCells(nodes, candidates))
 
 
 def every_genotype(nodes: int, candidates: tuple[str, ...]) -> list[Genotype]:

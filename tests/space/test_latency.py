@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from metadnas_ext.errors import ConfigError
-from metadnas_ext.nn import derived_plan
 from metadnas_ext.space import (
     PRIMITIVES,
     DeviceProfile,
     Genotype,
+    NASBench201Shape,
     NetworkShape,
+    Shape,
     edges,
     genotype_cost,
 )
@@ -58,15 +59,15 @@ def walked(profile: DeviceProfile, genotype: Genotype) -> float:
     total = ms["rest", shape.image_channels, shape.classes, shape.image_size, 1]
     total += ms["stem", shape.image_channels, shape.stem_channels, shape.image_size, 1]
     states = [(shape.stem_channels, shape.image_size)] * 2
-    for plan in derived_plan(shape, genotype).cells:
+    for cell in shape.cells():
         (c0, s0), (c1, s1) = states
-        channels, reduction = plan.shape.channels, plan.shape.reduction
+        channels, reduction = cell.channels, cell.reduction
         assert s0 in (s1, 2 * s1, 2 * s1 - 1)
         total += ms["preprocess", c0, channels, s0, 1 if s0 == s1 else 2]
         total += ms["preprocess", c1, channels, s1, 1]
         total += ms["cell", channels, channels, s1, 2 if reduction else 1]
         size = -(-s1 // 2) if reduction else s1
-        for source, (name,) in zip(plan.sources, plan.candidates, strict=True):
+        for name, source in genotype.reduce if reduction else genotype.normal:
             strides = reduction and source < 2
             total += ms[name, channels, channels, s1 if strides else size, 2 if strides else 1]
         states = [states[1], (shape.nodes * channels, size)]
@@ -104,10 +105,21 @@ def test_a_network_may_have_fewer_candidates() -> None:
     fewer = profile.cost_table(replace(SHAPE, candidates=names))
     whole = profile.cost_table(SHAPE)
     columns = [PRIMITIVES.index(name) for name in names]
-    for mine, other in ((fewer.normal, whole.normal), (fewer.reduce, whole.reduce)):
-        assert torch.equal(mine, other[:, columns])
-        assert mine.shape == (len(edges(2)), 3)
+    assert torch.equal(fewer.cells, whole.cells[..., columns])
+    assert fewer.cells.shape == (2, len(edges(2)), 3)
     assert fewer.fixed == whole.fixed
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (NASBench201Shape(4, 3), "device profiles are of DARTS cells"),
+        (replace(SHAPE, partial=2), "space.partial is 2: device profiles are of 1"),
+    ],
+)
+def test_what_the_model_does_not_cover_is_refused(shape: Shape, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made_up(SHAPE).cost_table(shape)
 
 
 def test_saves_and_loads_every_number(tmp_path: Path) -> None:
