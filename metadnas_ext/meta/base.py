@@ -22,7 +22,7 @@ LEARNED = {"alpha": ("alpha",), "w": ("theta",), "both": ("theta", "alpha")}
 
 
 class MetaGradient(NamedTuple):
-    """theta (G, P) and alpha (G, 2, E, O); None: not meta-learned."""
+    """theta (G, P) and alpha (G, types, E, O); None: not meta-learned."""
 
     theta: Tensor | None
     alpha: Tensor | None
@@ -33,8 +33,8 @@ class Adapted:
     """A cohort after its local search, and what its loss is made of.
 
     Args:
-        theta, alpha: the server's state (P), (types, E, O), which every client started from, but for
-            what has stayed on it.
+        theta, alpha: the server's state (P), (types, E, O), which every client started from, but
+            for what has stayed on it.
         costs: one table for all, or each client's own in the order of the cohort.
         budgets: (G) float64, in the unit of `costs`, in the order of the cohort.
         where: names the phase in errors.

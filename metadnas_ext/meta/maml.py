@@ -72,7 +72,7 @@ def hessian_products(
     step: Step, state: State, server: Tensor, direction: Tensor
 ) -> tuple[Tensor, ...]:
     """Second derivatives of a step's losses, by its own variable along `direction` (k, ...) and by
-    w, α and the server's α: (k, P), (k, 2, E, O), (k, 2, E, O).
+    w, α and the server's α: (k, P), (k, types, E, O), (k, types, E, O).
 
     (∇L(θ + εv) - ∇L(θ - εv)) / 2ε with ε = RADIUS / ‖v‖, for each client its own.
     """

@@ -52,7 +52,7 @@ class ServerState:
 
 
 class Update(NamedTuple):
-    """What clients send: theta (G, P) and alpha (G, 2, E, O), each the adapted one or its
+    """What clients send: theta (G, P) and alpha (G, types, E, O), each the adapted one or its
     meta-gradient, and running (G, R)."""
 
     theta: Tensor

@@ -32,7 +32,7 @@ class Term(ABC):
         return self
 
     def towards(self, server: Tensor) -> Term:
-        """The same with another α of the server, (k, 2, E, O)."""
+        """The same with another α of the server, (k, types, E, O)."""
         return self
 
 

@@ -16,8 +16,9 @@ from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.optimizers import RowOptimizer
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Losses (k) of a step at theta (k, P), alpha and the server's alpha, both (k, 2, E, O), in their
-precision."""
+"""Losses (k) of a step at theta (k, P), alpha and the server's alpha, both (k, types, E, O).
+
+In their precision."""
 
 State = dict[str, list[Tensor]]
 """For "theta" and "alpha": the rows (G, ...), then their optimiser's moments."""

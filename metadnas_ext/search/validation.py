@@ -16,7 +16,7 @@ from metadnas_ext.search.training import Evaluation, check_finite
 
 
 class Validation(NamedTuple):
-    """Gradients of α (G, 2, E, O) and, if asked for, of w (G, P), and the figures."""
+    """Gradients of α (G, types, E, O) and, if asked for, of w (G, P), and the figures."""
 
     alpha: Tensor
     theta: Tensor | None
@@ -33,9 +33,9 @@ def validation_gradient(
     where: str,
     with_theta: bool = False,
 ) -> Validation:
-    """Of the mean over each client's validation images, at alpha (G, 2, E, O) and the cohort's w.
+    """Of the mean over each client's validation images, at alpha (G, types, E, O).
 
-    With the cohort's running statistics: a last, small batch would not have good ones of its own.
+    With the cohort's w and running statistics: a last, small batch would not have good ones of its own.
     """
     inputs = [alpha, cohort.theta] if with_theta else [alpha]
     grads = [torch.zeros_like(x) for x in inputs]
