@@ -35,7 +35,8 @@ def validation_gradient(
 ) -> Validation:
     """Of the mean over each client's validation images, at alpha (G, types, E, O).
 
-    With the cohort's w and running statistics: a last, small batch would not have good ones of its own.
+    With the cohort's w and running statistics: a last, small batch would not have good ones of its
+    own.
     """
     inputs = [alpha, cohort.theta] if with_theta else [alpha]
     grads = [torch.zeros_like(x) for x in inputs]
