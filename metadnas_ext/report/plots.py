@@ -34,12 +34,16 @@ _GRID: dict[str, Any] = {"color": "#e4e4e4", "linewidth": 0.7}
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot of the curves: a title, the axis' name and figures with their line styles."""
+    """One plot of the curves: a title, the axis' name and figures with their line styles.
+
+    sparse: measured in some rounds only, which are joined over the others.
+    """
 
     title: str
     ylabel: str
     lines: tuple[tuple[Callable[[Round], float], str], ...]
     costs: bool = False
+    sparse: bool = False
 
 
 PANELS = (
@@ -50,11 +54,22 @@ PANELS = (
         ((lambda r: r.val_loss, "-"), (lambda r: r.train_loss, "--")),
     ),
     Panel(
-        "Entropy of \N{GREEK SMALL LETTER ALPHA}",
+        "Entropy of \N{GREEK SMALL LETTER ALPHA} (solid: server, dashed: clients)",
         "nats per edge",
-        ((lambda r: r.alpha_entropy, "-"),),
+        ((lambda r: r.alpha_entropy, "-"), (lambda r: r.client_entropy, "--")),
     ),
     Panel("Expected cost", "cost", ((lambda r: r.expected_cost, "-"),), costs=True),
+    Panel(
+        "Skip connections (solid: server, dashed: clients)",
+        "in an architecture",
+        ((lambda r: r.skips, "-"), (lambda r: r.client_skips, "--")),
+    ),
+    Panel(
+        "Largest eigenvalue of the Hessian in \N{GREEK SMALL LETTER ALPHA}",
+        "eigenvalue",
+        ((lambda r: r.hessian_eigenvalue, "-"),),
+        sparse=True,
+    ),
 )
 
 
@@ -97,6 +112,8 @@ def curves_figure(study: Study, panels: Sequence[Panel]) -> Figure:
         for method in trained:
             histories = [run.rounds[method] for run in study.runs if method in run.rounds]
             for figure_of, dashes in panel.lines:
+                if panel.sparse:
+                    histories = [[r for r in h if math.isfinite(figure_of(r))] for h in histories]
                 _curve(ax, histories, figure_of, dashes, colours[method])
     handles = [Line2D([], [], color=colours[m], linewidth=2) for m in trained]
     _method_legend(figure, handles, trained)

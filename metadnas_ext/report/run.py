@@ -30,8 +30,12 @@ class Round:
     val_accuracy: float
     alpha_entropy: float
     """Nats per edge."""
+    client_entropy: float
     expected_cost: float
     skips: float
+    """Of the server's architecture; `client_` figures are means over the round's clients."""
+    client_skips: float
+    hessian_eigenvalue: float
     bytes_up: float
     bytes_down: float
     seconds: float
@@ -50,8 +54,11 @@ class Round:
             val_loss=fields.number(record, "val_loss"),
             val_accuracy=fields.fraction(record, "val_accuracy"),
             alpha_entropy=fields.number(record, "alpha_entropy"),
+            client_entropy=fields.number(record, "client_entropy"),
             expected_cost=fields.number(record, "expected_cost"),
             skips=fields.number(record, "skips"),
+            client_skips=fields.number(record, "client_skips"),
+            hessian_eigenvalue=fields.number(record, "hessian_eigenvalue"),
             bytes_up=fields.number(record, "bytes_up"),
             bytes_down=fields.number(record, "bytes_down"),
             seconds=fields.number(record, "seconds"),

@@ -43,8 +43,10 @@ def make_round(method: str = "meta_dnas", index: int = 1, **changes: Any) -> Jso
         "val_loss": 2.2 / index,
         "val_accuracy": 1 - 0.8 / index,
         "alpha_entropy": 2.0 - 0.1 * index,
+        "client_entropy": 1.9 - 0.1 * index,
         "expected_cost": 1.5e6 - 1e4 * index,
         "skips": 1.0,
+        "client_skips": 1.5,
         "bytes_up": 1000,
         "bytes_down": 2000,
         "seconds": 1.5,
@@ -94,16 +96,17 @@ def write_run(folder: Path, rounds: list[Json], results: Json | None = None) -> 
 def compare_run(tmp_path: Path) -> Path:
     """An ended run of two methods with eight clients, one of them unseen, one over budget."""
     rounds = [make_round("meta_dnas", i) for i in range(1, 6)]
-    fixed = {"alpha_entropy": None, "expected_cost": None, "skips": None}
+    searched = ("alpha_entropy", "client_entropy", "expected_cost", "skips", "client_skips")
+    fixed = dict.fromkeys(searched)
     rounds += [make_round("fedavg", i, val_loss=math.nan, **fixed) for i in range(1, 6)]
-    searched = [
+    results = [
         make_result(i, 0.60 + 0.05 * i, genotype=make_genotype(f"sep_conv_{3 + 2 * (i % 2)}x{3}"))
         for i in range(8)
     ]
-    searched[7]["seen"] = False
-    searched[2]["cost"] = 2.1e6
+    results[7]["seen"] = False
+    results[2]["cost"] = 2.1e6
     fixed_results = [make_result(i, 0.5 + 0.04 * i, kept="fixed", budget=None) for i in range(8)]
-    return write_run(tmp_path / "run", rounds, {"meta_dnas": searched, "fedavg": fixed_results})
+    return write_run(tmp_path / "run", rounds, {"meta_dnas": results, "fedavg": fixed_results})
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from metadnas_ext.report.cell_layout import lay_out
 from metadnas_ext.report.cells import draw_cell, genotype_figure, operation, plot_genotype
 from metadnas_ext.report.plots import (
     curve_panels,
+    curves_figure,
     plot_clients,
     plot_curves,
 )
@@ -44,13 +45,24 @@ def random_cell(rng, nodes=4):
 
 
 def test_curves_leave_out_panels_without_data(tmp_path, make):
-    rounds = [make.round("fedavg", i, alpha_entropy=None, expected_cost=None) for i in (1, 2)]
+    searched = ("alpha_entropy", "client_entropy", "expected_cost", "skips", "client_skips")
+    rounds = [make.round("fedavg", i, **dict.fromkeys(searched)) for i in (1, 2)]
     run = load_study(make.run(tmp_path / "run", rounds))
     assert [panel.ylabel for panel in curve_panels(run)] == ["accuracy (%)", "cross-entropy"]
     small = check_png(plot_curves(run, tmp_path / "small.png"))
     everything = load_study(make.run(tmp_path / "all", [make.round()]))
     large = check_png(plot_curves(everything, tmp_path / "large.png"))
     assert large.shape[0] > 1.5 * small.shape[0]
+
+
+def test_a_figure_of_some_rounds_is_one_line(tmp_path, make):
+    """An eigenvalue every third round: a gap on each side would leave nothing to see."""
+    measured = {3: 2.0, 6: 5.0}
+    rounds = [make.round(index=i, hessian_eigenvalue=measured.get(i)) for i in range(1, 8)]
+    study = load_study(make.run(tmp_path, rounds))
+    (panel,) = (panel for panel in curve_panels(study) if panel.ylabel == "eigenvalue")
+    (line,) = curves_figure(study, [panel]).axes[0].lines
+    assert line.get_xydata().tolist() == [[3, 2.0], [6, 5.0]]
 
 
 def test_curves_with_nan_and_infinity(tmp_path, make):
