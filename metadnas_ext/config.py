@@ -119,6 +119,7 @@ class PersonaliseConfig:
     """From the meta-learned state to a client's own network."""
 
     adapt_epochs: int = 2  # local search from the server's state
+    adapt_lr: float | None = None  # of w in that search; None: client.lr
     temperature: float = 0.5  # factor on the relaxation's at the end of adaptation; 1: no annealing
     finetune_epochs: int = 8
     finetune_lr: float = 0.003

@@ -64,6 +64,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "server.lost_rounds": (1, math.inf),
     "server.hessian_every": (0, math.inf),
     "personalise.adapt_epochs": (0, math.inf),
+    "personalise.adapt_lr": (0, math.inf),
     "personalise.temperature": (1e-3, math.inf),
     "personalise.finetune_epochs": (0, math.inf),
     "personalise.finetune_lr": (0, math.inf),

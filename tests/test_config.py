@@ -82,6 +82,7 @@ OTHER: dict[str, Any] = {
     "budget.levels": (0.5, 12345.0, 1.0),
     "budget.absolute": True,
     "personalise.adapt_epochs": 0,
+    "personalise.adapt_lr": 0.004,
     "personalise.temperature": 1.0,
     "personalise.finetune_epochs": 9,
     "personalise.finetune_lr": 0.1,

@@ -76,7 +76,13 @@ class MetaDNAS(Searching):
         settings = self.config.personalise
         relaxation = relaxation_of(self.config.client, 1, 1, settings.temperature)
         adapted = self._adapt(
-            clients, settings.adapt_epochs, "adapt", "personalisation", self._pull(), relaxation
+            clients,
+            settings.adapt_epochs,
+            "adapt",
+            "personalisation",
+            self._pull(),
+            relaxation,
+            lr=settings.adapt_lr,
         )
         own = self._finetune(adapted, adapted.genotypes)
         rival: dict[int, Trained] = {}

@@ -100,13 +100,15 @@ class Searching(Method):
         pull: Tensor | None,
         relaxation: Relaxation,
         warmup: int = 0,
+        lr: float | None = None,
         curve: AdaptationCurve | None = None,
         trajectory: Trajectory | None = None,
     ) -> tuple[Cohort, Tensor]:
         """Local search of some clients from the server's state; their training losses (G).
 
         `pull`: α that the KL term draws towards, or None. `warmup`: local epochs of this search in
-        which α stays. `curve` follows the search, `trajectory` records it.
+        which α stays. `lr` replaces the configured rate of w. `curve` follows the search,
+        `trajectory` records it.
         """
         federation, config = self.federation, self.config.client
         cohort = self._start(clients)
@@ -119,7 +121,7 @@ class Searching(Method):
         watch = None
         if curve is not None:
             watch = curve.follow(self.plan, cohort, 0, epochs, relaxation)
-        how = Training.of(config)
+        how = Training.of(config, lr)
         losses = train(self.plan, cohort, batches, how, where, architect, watch, trajectory)
         if relaxation.stochastic:
             # The running statistics are of drawn weights: those of the mixture are others.
@@ -153,12 +155,13 @@ class Searching(Method):
         pull: Tensor | None,
         relaxation: Relaxation,
         warmup: int = 0,
+        lr: float | None = None,
     ) -> Adaptation:
         """Local search while the temperature falls, and each client's architecture at its end."""
         if epochs == 0:
             relaxation = relaxation.stopped(0.0)
         curve = AdaptationCurve(self.federation)
-        cohort, _ = self.search(clients, epochs, key, where, pull, relaxation, warmup, curve)
+        cohort, _ = self.search(clients, epochs, key, where, pull, relaxation, warmup, lr, curve)
         assert cohort.alpha is not None
         store, size = self.federation.store, self.config.client.batch_size
         accuracy = evaluate(self.plan, cohort, store, "test", size, None, relaxation).accuracy

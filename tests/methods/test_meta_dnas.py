@@ -53,6 +53,16 @@ def test_gate_keeps_what_is_better_on_validation(monkeypatch: pytest.MonkeyPatch
     assert gated(monkeypatch, vals) == ["meta", "personal", "personal", "meta"]
 
 
+def test_adaptation_has_a_rate_of_its_own() -> None:
+    """A search at rate 0 leaves w where it started; another rate is as good as `client.lr`."""
+    method = MetaDNAS(tiny_federation())
+    cohort, _ = method.search([0, 1], 1, "adapt", "here", None, SOFTMAX, lr=0.0)
+    assert torch.equal(cohort.theta, method.server.theta.expand_as(cohort.theta))
+    own = MetaDNAS(tiny_federation(personalise__adapt_lr=0.02)).personalise(CLIENTS)
+    assert own == MetaDNAS(tiny_federation(client__lr=0.02)).personalise(CLIENTS)
+    assert own != MetaDNAS(tiny_federation()).personalise(CLIENTS)
+
+
 def test_gate_with_real_networks() -> None:
     """Both candidates trained for real: the result is the better of the two runs' halves."""
     changes = {"client__alpha_lr": 0.5, "personalise__finetune_epochs": 2}
