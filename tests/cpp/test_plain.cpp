@@ -134,7 +134,7 @@ class BruteForce {
 
 void check_problem(Random& random, int round) {
   static const int kSizes[][3] = {{1, 1, 1}, {1, 1, 4}, {1, 2, 3}, {2, 1, 3},
-                                {2, 2, 2}, {1, 3, 2}, {3, 1, 3}};
+                                  {2, 2, 2}, {1, 3, 2}, {3, 1, 3}};
   const auto& [types, nodes, candidates] = kSizes[round % 7];
   const size_t size = static_cast<size_t>(types) * nodes * (nodes + 3) / 2 * candidates;
   std::vector<double> scores = random.numbers(static_cast<int64_t>(size));
