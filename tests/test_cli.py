@@ -201,7 +201,7 @@ def test_compare_all_methods(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "run" / "results.json").read_bytes())
     assert list(results)[:4] == METHODS
     assert list(results)[4:] == [
-        *("fedavg_head", "local_only", "per_fedavg", "ditto", "shared_alpha", "random")
+        *("fedavg_head", "fedper", "local_only", "per_fedavg", "ditto", "shared_alpha", "random")
     ]
     output = " ".join(result.stdout.split())
     for title in ("head fine-tuning", "Local only", "Per-FedAvg", "Ditto", "Shared α", "Random"):
@@ -209,7 +209,7 @@ def test_compare_all_methods(tmp_path: Path) -> None:
     for records in results.values():
         assert all(record["cost"] <= record["budget"] for record in records)
     rounds = [e["method"] for e in events(tmp_path / "run") if e["event"] == "round"]
-    assert rounds == ["meta_dnas", "fedavg", "per_fedavg", "ditto"]
+    assert rounds == ["meta_dnas", "fedavg", "fedper", "per_fedavg", "ditto"]
 
 
 @pytest.fixture(scope="module")

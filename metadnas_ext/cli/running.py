@@ -44,7 +44,7 @@ def compare(
 ) -> None:
     """Compare Meta-DNAS with its rivals on the same clients, as the paper's Table 1.
 
-    Further rivals: fedavg_head, local_only, per_fedavg, ditto, shared_alpha, random.
+    Further rivals: fedavg_head, fedper, local_only, per_fedavg, ditto, shared_alpha, random.
 
     Prints the table and writes it to --out as comparison.csv, .json and .md. Runs made one by one
     are combined by `metadnas report RUN RUN ...`.

@@ -5,6 +5,7 @@ from metadnas_ext.methods.darts import LocalDARTS
 from metadnas_ext.methods.ditto import Ditto
 from metadnas_ext.methods.fedavg import FedAvg, FedAvgFineTuned
 from metadnas_ext.methods.fedavg_head import FedAvgHead
+from metadnas_ext.methods.fedper import FedPer
 from metadnas_ext.methods.local_only import LocalOnly
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.methods.per_fedavg import PerFedAvg
@@ -18,7 +19,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         *(MetaDNAS, FedAvg, FedAvgFineTuned, LocalDARTS),
-        *(FedAvgHead, LocalOnly, PerFedAvg, Ditto),
+        *(FedAvgHead, FedPer, LocalOnly, PerFedAvg, Ditto),
         *(SharedAlpha, RandomArchitecture),
     )
 }
@@ -31,6 +32,7 @@ __all__ = [
     "FedAvg",
     "FedAvgFineTuned",
     "FedAvgHead",
+    "FedPer",
     "LocalDARTS",
     "LocalOnly",
     "MetaDNAS",

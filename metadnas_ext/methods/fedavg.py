@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -40,6 +41,8 @@ class FedAvg(Method):
     title = "FedAvg"
     training_key = "fedavg"
     finetuned = False
+    local_parts: ClassVar[tuple[str, ...]] = ()
+    """What stays on the clients between rounds."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -47,7 +50,7 @@ class FedAvg(Method):
         self.plan = derived_plan(federation.shape, self.genotype)
         self.theta = self.plan.initial(1, generator(self.config.run.seed, "weights"))[0]
         self.running = self.plan.initial_running(1)[0]
-        self.local = LocalParts(federation, self.plan, (self.theta, self.running))
+        self.local = LocalParts(federation, self.plan, (self.theta, self.running), self.local_parts)
 
     def state(self) -> dict[str, Tensor]:
         return {"theta": self.theta, "running": self.running} | self.local.state()

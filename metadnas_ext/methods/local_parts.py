@@ -1,4 +1,4 @@
-"""Parts of θ that stay on the clients between rounds: `server.local`.
+"""Parts of θ that stay on the clients between rounds.
 
 "head" is FedPer's choice (Arivazhagan et al., 2019), "bn" FedBN's (Li et al., ICLR 2021): affine
 parameters and running statistics of all batch norms; "alpha" leaves every client its own search.
@@ -25,12 +25,17 @@ class LocalParts:
     A client that takes part starts from its own row, the first time from `start`, which everybody
     knows from the seed: local parts are neither sent nor received. Clients that never take part
     start from the mean over those that did, by training images; for it each of them sends its row
-    once, after the last round. `start` and every `shared` are (theta, running) or
-    (theta, running, alpha).
+    once, after the last round. `local` names the parts, as `server.local` does; `start` and every
+    `shared` are (theta, running) or (theta, running, alpha).
     """
 
-    def __init__(self, federation: Federation, plan: NetworkPlan, start: Sequence[Tensor]) -> None:
-        local = federation.config.server.local
+    def __init__(
+        self,
+        federation: Federation,
+        plan: NetworkPlan,
+        start: Sequence[Tensor],
+        local: Sequence[str],
+    ) -> None:
         columns = _columns(plan, local)
         if len(start) == 3:
             alpha = start[2].numel() if "alpha" in local else 0

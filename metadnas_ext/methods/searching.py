@@ -58,7 +58,7 @@ class Searching(Method):
             ALPHA_SCALE * alpha,
             LEARNED[self.config.server.meta_on],
         )
-        self.local = LocalParts(federation, self.plan, self._shared())
+        self.local = LocalParts(federation, self.plan, self._shared(), self.config.server.local)
 
     def state(self) -> dict[str, Tensor]:
         return self.server.tensors() | self.local.state()

@@ -10,6 +10,7 @@ METHOD_NAMES = {
     "fedavg_ft": "FedAvg + fine-tuning",
     "darts": "DARTS per client",
     "fedavg_head": "FedAvg + head fine-tuning",
+    "fedper": "FedPer + FedBN + fine-tuning",
     "local_only": "Local only",
     "per_fedavg": "Per-FedAvg",
     "ditto": "Ditto",

@@ -1,4 +1,4 @@
-"""`server.local`: what stays on the clients, against bookkeeping by parameter names."""
+"""What stays on the clients, against bookkeeping by parameter names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import FOMAML, Adapted, MetaGradient, ServerState
-from metadnas_ext.methods import FedAvg, FedAvgFineTuned, MetaDNAS
+from metadnas_ext.methods import FedAvg, FedPer, MetaDNAS
 from metadnas_ext.methods.derived import train_locally
 from metadnas_ext.search.relaxations import SOFTMAX
 from metadnas_ext.search.training import Evaluation, cohort_of
@@ -25,6 +26,15 @@ NAMES = {"head": HEAD, "bn": STEM_NORM, "head,bn": HEAD + STEM_NORM, "alpha": ()
 Named = dict[str, Tensor]
 
 
+def keeping(local: str, federation: Federation) -> FedAvg:
+    """FedAvg whose clients keep these parts."""
+
+    class Keeping(FedAvg):
+        local_parts = tuple(part for part in local.split(",") if part)
+
+    return Keeping(federation)
+
+
 def named(method: FedAvg, theta: Tensor, running: Tensor) -> Named:
     """Copies of parameters and running statistics by name."""
     views = method.plan.parameters.views(theta) | method.plan.running.views(running)
@@ -38,8 +48,8 @@ def is_local(name: str, local: str) -> bool:
 @pytest.mark.parametrize("local", ["head", "bn", "head,bn"])
 def test_fedavg_with_local_parts(local: str) -> None:
     """Two rounds: shared parts are averaged, the others go on where the client left them."""
-    federation = tiny_federation(**ALL_SEEN, client__optimizer="sgd", server__local=local)
-    method, plan = FedAvg(federation), FedAvg(federation).plan
+    federation = tiny_federation(**ALL_SEEN, client__optimizer="sgd")
+    method, plan = keeping(local, federation), FedAvg(federation).plan
     shared = named(method, method.theta, method.running)
     own: dict[int, Named] = {}
     for index in range(2):
@@ -73,7 +83,7 @@ def test_fedavg_with_local_parts(local: str) -> None:
 @pytest.mark.parametrize("local", ["", "head", "bn", "head,bn", "alpha", "head,bn,alpha"])
 def test_what_stays_is_not_sent(local: str) -> None:
     federation = tiny_federation(server__local=local)
-    for method in (FedAvg(federation), MetaDNAS(federation)):
+    for method in (keeping(local, federation), MetaDNAS(federation)):
         slots = [*method.plan.parameters.slots.values(), *method.plan.running.slots.values()]
         kept = NAMES.get(local.removesuffix(",alpha"), ())
         sent = sum(
@@ -91,8 +101,8 @@ def test_what_stays_is_not_sent(local: str) -> None:
 
 
 def test_a_client_that_took_no_part_starts_as_everybody_did_and_counts_for_no_mean() -> None:
-    federation = tiny_federation(server__local="head", server__clients_per_round=1)
-    method, initial = FedAvg(federation), FedAvg(federation)
+    federation = tiny_federation(server__clients_per_round=1)
+    method, initial = keeping("head", federation), FedAvg(federation)
     (took_part,) = method.round(0).clients
     own = method._start([took_part]).theta[0]
     for client in federation.seen:
@@ -173,12 +183,21 @@ def test_clients_are_compared_by_what_they_send(local: str) -> None:
 def test_unseen_clients_do_not_see_others_parts(local: str) -> None:
     """Personalising a seen client starts from its own part, not from the mean."""
     changes: dict[str, Any] = {**ALL_SEEN, "personalise__finetune_epochs": 0}
-    federation = tiny_federation(**changes, personalise__adapt_epochs=0, server__local=local)
-    method = FedAvgFineTuned(federation)
+    federation = tiny_federation(**changes, personalise__adapt_epochs=0)
+    method, mean = keeping(local, federation), keeping(local, federation)
     method.round(0)
-    mean = FedAvgFineTuned(federation)
     mean.theta, mean.running = method.theta, method.running
     starts = {c: (method._start([c]), mean._start([c])) for c in range(4)}
     for client, (own, without) in starts.items():
         same = torch.equal(own.theta, without.theta) and torch.equal(own.running, without.running)
         assert same == (client in federation.unseen)
+
+
+def test_fedper_keeps_head_and_norms() -> None:
+    federation = tiny_federation(server__local="alpha")  # which is Meta-DNAS's
+    method, same = FedPer(federation), keeping("head,bn", federation)
+    for one in (method, same):
+        one.round(0)
+    assert method.state().keys() >= {"local_rows", "local_known"}
+    for key, tensor in same.state().items():
+        assert_identical(method.state()[key], tensor, key)

@@ -21,7 +21,7 @@ NAMES = list(METHODS)
 LOCAL = {"server__local": "head,bn,alpha"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
-    *((name, LOCAL) for name in ("meta_dnas", "fedavg_ft", "ditto")),
+    ("meta_dnas", LOCAL),
     ("per_fedavg", {"rivals__per_fedavg_kind": "hessian_free"}),
 ]
 """Every method, and those settings of one that have a state or sums of their own."""

@@ -36,6 +36,7 @@ AT_THE_END = {
     "fedavg_ft": FEDERATED,
     "darts": ON_AVERAGE + FEDERATED,
     "fedavg_head": FEDERATED,
+    "fedper": FEDERATED,
     "local_only": ON_AVERAGE + FEDERATED,
     "per_fedavg": FEDERATED,
     "ditto": FEDERATED,

@@ -63,7 +63,6 @@ def test_grouping_into_cohorts_does_not_change_a_run(space: dict[str, Any]) -> N
     [
         *((name, {}) for name in METHODS if name != "meta_dnas"),
         ("meta_dnas", {"server__local": "head,bn,alpha"}),
-        ("fedavg_ft", {"server__local": "head,bn"}),
         (
             "meta_dnas",
             {

@@ -19,6 +19,7 @@ from metadnas_ext.methods import (
     Ditto,
     FedAvg,
     FedAvgFineTuned,
+    FedPer,
     MetaDNAS,
     Method,
     RandomArchitecture,
@@ -94,7 +95,7 @@ STATISTICS = "update of the running statistics is nan"
         ("meta_dnas", "alpha", "loss is nan", {"server__aggregator": "krum"}),
         ("fedavg", "theta", "loss is nan", {}),
         ("fedavg", "running", STATISTICS, {}),
-        ("fedavg", "theta", "loss is nan", {"server__local": "head"}),
+        ("fedper", "theta", "loss is nan", {}),
         ("per_fedavg", "theta", "loss is nan", {}),
         ("per_fedavg", "running", STATISTICS, {"rivals__per_fedavg_kind": "hessian_free"}),
         ("ditto", "theta", "loss is nan", {}),
@@ -189,11 +190,19 @@ def test_personalisation_falls_back_for_one_client(
                 assert restored.to_json() == result.to_json()
 
 
-@pytest.mark.parametrize("local", ["", "head,bn"])
-def test_the_fallback_of_fine_tuning_is_fedavg(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class FedPerAsItIs(FedPer):
+    finetuned = False
+
+
+@pytest.mark.parametrize(
+    ("plain_class", "tuned_class"), [(FedAvg, FedAvgFineTuned), (FedPerAsItIs, FedPer)]
+)
+def test_the_fallback_of_fine_tuning_is_fedavg(
+    plain_class: type[FedAvg], tuned_class: type[FedAvg], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the parts that have stayed on the client."""
-    federation = tiny_federation(server__local=local)
-    plain, tuned = FedAvg(federation), FedAvgFineTuned(federation)
+    federation = tiny_federation()
+    plain, tuned = plain_class(federation), tuned_class(federation)
     for method in (plain, tuned):
         method.round(0)
     client = federation.sample(0)[0]
