@@ -85,6 +85,7 @@ class ServerConfig:
     """Rounds, the meta-learner and the aggregator."""
 
     rounds: int = 8
+    search_rounds: int | None = None  # then clients train their own sub-networks; None: all
     clients_per_round: int = 8
     cohort: int = 16  # clients trained together in one batch of kernels
     meta: str = "fomaml"  # meta-learner: fomaml, reptile, or maml (second order)

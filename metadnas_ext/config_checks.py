@@ -51,6 +51,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "client.zero_one": (0, math.inf),
     "client.max_skips": (0, math.inf),
     "server.rounds": (0, math.inf),
+    "server.search_rounds": (1, math.inf),
     "server.clients_per_round": (1, math.inf),
     "server.cohort": (1, math.inf),
     "server.maml_steps": (0, math.inf),
@@ -114,6 +115,7 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
     _check_lists(config)
     _check_krum(config)
     _check_maml(config)
+    _check_search_rounds(config)
     epochs = config.server.rounds * config.client.epochs
     if 0 < epochs <= config.client.alpha_warmup:
         raise ConfigError(
@@ -186,4 +188,21 @@ def _check_maml(config: Config) -> None:
             "client.relaxation is 'gdas', expected softmax, gumbel or sigmoid with "
             "server.meta=maml, which differentiates every step again: a straight-through gradient "
             "is that of no loss"
+        )
+
+
+def _check_search_rounds(config: Config) -> None:
+    """Sub-networks of different architectures have only a mean in common."""
+    server = config.server
+    if server.search_rounds is None or server.search_rounds >= server.rounds:
+        return
+    if server.aggregator != "mean":
+        raise ConfigError(
+            f"server.aggregator is {server.aggregator!r}, expected mean with server.search_rounds: "
+            f"clients with different sub-networks cannot be compared"
+        )
+    if server.meta_on != "alpha":
+        raise ConfigError(
+            f"server.meta_on is {server.meta_on!r}, expected alpha with server.search_rounds: "
+            f"weights of sub-networks are averaged"
         )

@@ -60,6 +60,7 @@ OTHER: dict[str, Any] = {
     "client.zero_one": 1.0,
     "client.max_skips": 2,
     "server.rounds": 0,
+    "server.search_rounds": 4,
     "server.clients_per_round": 3,
     "server.cohort": 1,
     "server.meta": "reptile",

@@ -205,16 +205,19 @@ class Runner:
         method = METHODS[name](self.federation)
         progress = self.progress.methods.setdefault(name, MethodProgress())
         self._adopt_training(method, progress)
-        if method.training_key in self._tensors:
-            method.load_state(self._tensors[method.training_key])
+        key = method.trains_as(self.federation.config)
+        if key in self._tensors:
+            method.load_state(self._tensors[key])
         self.observer.method_started(method, len(progress.history))
         self._train(method, progress)
         self._personalise(method, progress)
 
     def _adopt_training(self, method: Method, progress: MethodProgress) -> None:
         """A method that trains as an earlier one did starts from its end."""
+        config = self.federation.config
         for name, earlier in self.progress.methods.items():
-            same = name != method.name and METHODS[name].training_key == method.training_key
+            same = METHODS[name].trains_as(config) == method.trains_as(config)
+            same &= name != method.name
             if same and earlier.trained and not progress.trained:
                 progress.trained = True
                 progress.meta_genotype = earlier.meta_genotype
@@ -235,7 +238,7 @@ class Runner:
             seconds = time.monotonic() - start
             history.append(figures)
             progress.history.append(figures.to_json())
-            self._tensors[method.training_key] = method.state()
+            self._tensors[method.trains_as(self.federation.config)] = method.state()
             self._save(
                 {
                     "event": "round",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from metadnas_ext.config import Config
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.space import Architecture
@@ -73,11 +74,16 @@ class Method(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    training_key: ClassVar[str]  # methods with the same key have the same rounds and state
+    training_key: ClassVar[str]  # see `trains_as`
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
         self.config = federation.config
+
+    @classmethod
+    def trains_as(cls, config: Config) -> str:
+        """Methods of a run with the same key have the same rounds and state."""
+        return cls.training_key
 
     @property
     def rounds(self) -> int:

@@ -39,10 +39,14 @@ class ClientRows:
         """The clients' rows (k, width); `default` ((width) or (k, width)) where there is none."""
         rows = default.expand(len(clients), -1).clone()
         for at, client in enumerate(clients):
-            index = self._index.get(client)
-            if index is not None and self._known[index]:
-                rows[at] = self._rows[index]
+            if self.knows(client):
+                rows[at] = self._rows[self._index[client]]
         return rows
+
+    def knows(self, client: int) -> bool:
+        """Whether the client has put a row here."""
+        index = self._index.get(client)
+        return index is not None and bool(self._known[index])
 
     def put(self, clients: Sequence[int], rows: Tensor) -> None:
         """Replaces the clients' rows (k, width)."""

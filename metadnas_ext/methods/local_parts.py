@@ -99,6 +99,13 @@ class LocalParts:
             tensor.view(len(tensor), -1)[:, columns] = 0
         return result
 
+    def masks(self, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Which numbers of `shared` stay on the clients: bool, of the same shapes."""
+        result = tuple(torch.zeros_like(tensor, dtype=torch.bool) for tensor in shared)
+        for mask, columns in zip(result, self._columns, strict=False):
+            mask.view(-1)[columns] = True
+        return result
+
     def _cut(self, tensors: Sequence[Tensor]) -> Tensor:
         """The local columns of tensors (G, ...) side by side: (G, L)."""
         pairs = zip(tensors, self._columns, strict=True)

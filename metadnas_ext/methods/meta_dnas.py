@@ -11,14 +11,17 @@ from torch import Tensor
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import Adapted, Update, meta_learner, server_step
 from metadnas_ext.methods.base import RoundFigures
+from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.methods.derived import (
+    Searched,
     Trained,
     client_result,
     joiner,
     mean_over_clients,
     round_accuracy,
 )
-from metadnas_ext.methods.searching import Searching
+from metadnas_ext.methods.searching import Adaptation, Searching
+from metadnas_ext.methods.subnetworks import mean_over_owners, shared_numbers, train_subnetworks
 from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.cohort import Cohort
@@ -26,7 +29,7 @@ from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.objective import entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
 from metadnas_ext.search.training import Evaluation
-from metadnas_ext.space import Architecture, expected_cost
+from metadnas_ext.space import Architecture, expected_cost, genotype_cost
 
 
 class Part(NamedTuple):
@@ -56,6 +59,36 @@ class MetaDNAS(Searching):
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self.learner = meta_learner(self.config.server)
+        self._found = ClientRows("found", federation.seen, self.server.alpha.numel())
+
+    @property
+    def search_rounds(self) -> int:
+        """Rounds in which clients search; in the others each trains its own architecture."""
+        wanted = self.config.server.search_rounds
+        return self.rounds if wanted is None else min(wanted, self.rounds)
+
+    @property
+    def _settles(self) -> bool:
+        """Whether clients settle on an architecture before the rounds are over."""
+        return self.config.server.search_rounds is not None
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | (self._found.state() if self._settles else {})
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        own = self._found.names if self._settles else ()
+        if self._settles:
+            self._found.load_state(tensors)
+        super().load_state({name: t for name, t in tensors.items() if name not in own})
+
+    def architecture(self, client: int) -> Architecture:
+        """What a client trains in the rounds behind the search, within its budget.
+
+        By its own α at the end of its last search, or the server's if it never was in one.
+        """
+        alpha = self.server.alpha
+        found = self._found.of([client], alpha.flatten())[0]
+        return self.genotype(found.view_as(alpha), client)
 
     def relaxation(self, index: int) -> Relaxation:
         """That of a round."""
@@ -63,6 +96,8 @@ class MetaDNAS(Searching):
         return relaxation_of(self.config.client, index / rounds, (index + 1) / rounds)
 
     def round(self, index: int) -> RoundFigures:
+        if index >= self.search_rounds:
+            return self._subnetwork_round(index)
         sampled = self.federation.sample(index)
         parts, dropped = without_diverged(
             self.federation.cohorts(sampled), lambda group: self._take_part(group, index)
@@ -73,9 +108,29 @@ class MetaDNAS(Searching):
         return self._figures(index, sampled, parts, dropped)
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
+        settled = [c for c in clients if self._settles and self._found.knows(c)]
+        own = self._train_as({client: self.architecture(client) for client in settled})
+        searched: dict[int, Searched] = {}
+        adapted: Adaptation | None = None
+        if rest := [client for client in clients if client not in own]:
+            adapted = self._search_at_the_end(rest)
+            own |= self._finetune(adapted, adapted.genotypes)
+            searched = adapted.searched
+        rival = self._gate(own, adapted) if self.config.personalise.gate else {}
+        results = []
+        for client in clients:
+            found = searched.get(client)
+            if client in rival and rival[client].val > own[client].val:
+                result = client_result(self.federation, client, rival[client], "meta", found)
+            else:
+                result = client_result(self.federation, client, own[client], "personal", found)
+            results.append(result)
+        return results
+
+    def _search_at_the_end(self, clients: Sequence[int]) -> Adaptation:
         settings = self.config.personalise
         relaxation = relaxation_of(self.config.client, 1, 1, settings.temperature)
-        adapted = self._adapt(
+        return self._adapt(
             clients,
             settings.adapt_epochs,
             "adapt",
@@ -84,21 +139,18 @@ class MetaDNAS(Searching):
             relaxation,
             lr=settings.adapt_lr,
         )
-        own = self._finetune(adapted, adapted.genotypes)
-        rival: dict[int, Trained] = {}
-        if settings.gate:
-            meta = {client: self.genotype(self.server.alpha, client) for client in clients}
-            differing = {c: g for c, g in meta.items() if g != adapted.genotypes[c]}
-            rival = self._finetune(adapted, differing)
-        results = []
-        for client in clients:
-            searched = adapted.searched[client]
-            if client in rival and rival[client].val > own[client].val:
-                result = client_result(self.federation, client, rival[client], "meta", searched)
-            else:
-                result = client_result(self.federation, client, own[client], "personal", searched)
-            results.append(result)
-        return results
+
+    def _gate(self, own: dict[int, Trained], adapted: Adaptation | None) -> dict[int, Trained]:
+        """The server's architecture, trained as the clients' own, where it is another one.
+
+        From the searched supernet; where clients settle before the end, the server's weights are
+        those of discrete networks, and no search of the client's has to come in between.
+        """
+        meta = {client: self.genotype(self.server.alpha, client) for client in own}
+        differing = {c: g for c, g in meta.items() if g != own[c].genotype}
+        if self._settles or adapted is None:
+            return self._train_as(differing)
+        return self._finetune(adapted, differing)
 
     def converged(self, history: Sequence[RoundFigures]) -> bool:
         """As of any method; α and its entropy do not move during the warm-up, which is no sign."""
@@ -151,8 +203,69 @@ class MetaDNAS(Searching):
             server,
             self.relaxation(index).relative,
         )
+        self._keep(cohorts)
+        if self._settles:
+            for cohort in cohorts:
+                assert cohort.alpha is not None
+                self._found.put(cohort.clients, cohort.alpha.flatten(1))
+
+    def _keep(self, cohorts: Sequence[Cohort]) -> None:
+        """Leaves on the clients what is theirs."""
         theta, running, alpha = self.local.keep(cohorts, *self._shared())
         self.server = replace(self.server, theta=theta, running=running, alpha=alpha)
+
+    def _subnetwork_round(self, index: int) -> RoundFigures:
+        """Each client trains its architecture; the server averages what several of them have."""
+        sampled = self.federation.sample(index)
+        genotypes = {client: self.architecture(client) for client in sampled}
+        parts, dropped = without_diverged(
+            self.federation.cohorts(sampled),
+            lambda group: train_subnetworks(
+                self.federation, self.plan, self._start(group), genotypes, f"round {index}"
+            ),
+        )
+        if not parts:
+            return lost_round(sampled, dropped, self._message * len(sampled))
+        cohorts = [part.cohort for part in parts]
+        joined, server = joiner(cohorts), self.server
+        sizes = joined([cohort.train_sizes for cohort in cohorts])
+        theta = mean_over_owners(
+            joined([cohort.theta for cohort in cohorts]),
+            joined([part.theta for part in parts]),
+            sizes,
+            server.theta,
+        )
+        running = mean_over_owners(
+            joined([cohort.running for cohort in cohorts]),
+            joined([part.running for part in parts]),
+            sizes,
+            server.running,
+        )
+        self.server = replace(server, theta=theta, running=running)
+        self._keep(cohorts)
+        left = [client for client in sampled if client not in dropped]
+        costs = [genotype_cost(self.federation.costs_of(c), genotypes[c]) for c in left]
+        budgets = self.federation.budgets[left].tolist()
+        val = Evaluation(*_join(joined, [part.val for part in parts]))
+        val_loss, val_accuracy = round_accuracy(val)
+        stays = self.local.masks(theta, running)
+        messages = {
+            client: 4 * shared_numbers(self.plan, genotype, *stays)
+            for client, genotype in genotypes.items()
+        }
+        return RoundFigures(
+            clients=sampled,
+            train_loss=mean_over_clients(joined([part.losses for part in parts]), sizes),
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            bytes_up=sum(messages[client] for client in left),
+            bytes_down=sum(messages.values()),
+            expected_cost=None if self.federation.unit is None else _mean(costs),
+            budget_use=_mean([c / b for c, b in zip(costs, budgets, strict=True)]),
+            skips=float(_skips(self.genotype(server.alpha))),
+            client_skips=_mean([_skips(genotypes[client]) for client in left]),
+            dropped=dropped_json(dropped),
+        )
 
     @property
     def _message(self) -> int:

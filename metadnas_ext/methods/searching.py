@@ -172,6 +172,19 @@ class Searching(Method):
         genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
         return Adaptation(cohort, epochs, searched, genotypes, curve)
 
+    def _train_as(self, genotypes: dict[int, Architecture]) -> dict[int, Trained]:
+        """Networks that inherit from the supernets clients start with, for all final epochs."""
+        if not genotypes:
+            return {}
+        return finetune(
+            self.federation,
+            genotypes,
+            inherited(self.plan, self._start(list(genotypes)), genotypes),
+            self.final_epochs,
+            "finetune",
+            curve=AdaptationCurve(self.federation),
+        )
+
     def _finetune(
         self, adapted: Adaptation, genotypes: dict[int, Architecture]
     ) -> dict[int, Trained]:

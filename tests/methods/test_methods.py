@@ -22,6 +22,8 @@ LOCAL = {"server__local": "head,bn,alpha"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
     ("meta_dnas", LOCAL),
+    *((name, {"server__search_rounds": 1}) for name in ("meta_dnas", "random")),
+    ("meta_dnas", LOCAL | {"server__search_rounds": 1}),
     ("per_fedavg", {"rivals__per_fedavg_kind": "hessian_free"}),
 ]
 """Every method, and those settings of one that have a state or sums of their own."""
