@@ -55,7 +55,8 @@ def test_more_work_takes_longer(wide: DeviceProfile) -> None:
 
 
 def test_larger_batches_take_longer(wide: DeviceProfile) -> None:
-    """Of a candidate, not of a call, which would be as long: a busy machine may halve the factor."""
+    """Of a candidate, not of a call, which would be as long."""
+    # 5 to 8 on a quiet machine; a busy one may halve it.
     part = Part("sep_conv_5x5", 16, 16, 32, 1)
     assert wide.ms[part] > 1.5 * measure.profile(WIDE, threads=1, repeats=3).ms[part]
 
