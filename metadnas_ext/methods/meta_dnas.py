@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import Adapted, Update, meta_learner, server_step
-from metadnas_ext.methods.base import RoundFigures
+from metadnas_ext.methods.base import Fallback, RoundFigures
 from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.methods.derived import (
     Searched,
@@ -21,7 +21,12 @@ from metadnas_ext.methods.derived import (
     round_accuracy,
 )
 from metadnas_ext.methods.searching import Adaptation, Searching
-from metadnas_ext.methods.subnetworks import mean_over_owners, shared_numbers, train_subnetworks
+from metadnas_ext.methods.subnetworks import (
+    Share,
+    mean_over_owners,
+    shared_numbers,
+    train_subnetworks,
+)
 from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.cohort import Cohort
@@ -89,6 +94,11 @@ class MetaDNAS(Searching):
         alpha = self.server.alpha
         found = self._found.of([client], alpha.flatten())[0]
         return self.genotype(found.view_as(alpha), client)
+
+    def fallback(self, client: int) -> Fallback:
+        if self._settles and self._found.knows(client):
+            return self._as_it_is(client, self.architecture(client), "personal")
+        return super().fallback(client)
 
     def relaxation(self, index: int) -> Relaxation:
         """That of a round."""
@@ -224,8 +234,18 @@ class MetaDNAS(Searching):
                 self.federation, self.plan, self._start(group), genotypes, f"round {index}"
             ),
         )
+        stays = self.local.masks(self.server.theta, self.server.running)
+        messages = {
+            client: 4 * shared_numbers(self.plan, genotype, *stays)
+            for client, genotype in genotypes.items()
+        }
         if not parts:
-            return lost_round(sampled, dropped, self._message * len(sampled))
+            return lost_round(sampled, dropped, sum(messages.values()))
+        self._average(parts)
+        return self._subnetwork_figures(parts, genotypes, messages, dropped)
+
+    def _average(self, parts: Sequence[Share]) -> None:
+        """Each number of θ over the clients whose networks have it."""
         cohorts = [part.cohort for part in parts]
         joined, server = joiner(cohorts), self.server
         sizes = joined([cohort.train_sizes for cohort in cohorts])
@@ -243,26 +263,33 @@ class MetaDNAS(Searching):
         )
         self.server = replace(server, theta=theta, running=running)
         self._keep(cohorts)
-        left = [client for client in sampled if client not in dropped]
-        costs = [genotype_cost(self.federation.costs_of(c), genotypes[c]) for c in left]
-        budgets = self.federation.budgets[left].tolist()
+
+    def _subnetwork_figures(
+        self,
+        parts: Sequence[Share],
+        genotypes: dict[int, Architecture],
+        messages: dict[int, int],
+        dropped: dict[int, str],
+    ) -> RoundFigures:
+        """Of the clients that are left; `messages`: bytes of each client's network."""
+        federation, cohorts = self.federation, [part.cohort for part in parts]
+        joined = joiner(cohorts)
+        sizes = joined([cohort.train_sizes for cohort in cohorts])
+        left = [client for client in genotypes if client not in dropped]
+        costs = [genotype_cost(federation.costs_of(c), genotypes[c]) for c in left]
+        budgets = federation.budgets[left].tolist()
         val = Evaluation(*_join(joined, [part.val for part in parts]))
         val_loss, val_accuracy = round_accuracy(val)
-        stays = self.local.masks(theta, running)
-        messages = {
-            client: 4 * shared_numbers(self.plan, genotype, *stays)
-            for client, genotype in genotypes.items()
-        }
         return RoundFigures(
-            clients=sampled,
+            clients=list(genotypes),
             train_loss=mean_over_clients(joined([part.losses for part in parts]), sizes),
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             bytes_up=sum(messages[client] for client in left),
             bytes_down=sum(messages.values()),
-            expected_cost=None if self.federation.unit is None else _mean(costs),
+            expected_cost=None if federation.unit is None else _mean(costs),
             budget_use=_mean([c / b for c, b in zip(costs, budgets, strict=True)]),
-            skips=float(_skips(self.genotype(server.alpha))),
+            skips=float(_skips(self.genotype(self.server.alpha))),
             client_skips=_mean([_skips(genotypes[client]) for client in left]),
             dropped=dropped_json(dropped),
         )

@@ -107,6 +107,24 @@ def test_a_settled_client_searches_no_more() -> None:
             assert result.genotype == method.architecture(result.client).to_json()
 
 
+def test_a_settled_client_falls_back_on_its_own_architecture() -> None:
+    method = after_the_search()
+    (unseen,) = method.federation.unseen
+    for client in range(4):
+        model = method.fallback(client)
+        assert model.genotype == method.architecture(client)
+        assert model.kept == ("meta" if client == unseen else "personal")
+
+
+def test_a_round_that_everybody_is_lost_in_sent_networks_all_the_same() -> None:
+    whole, lost = after_the_search(), after_the_search()
+    sent = whole.round(2).bytes_down
+    lost.server.theta[:] = torch.nan
+    figures = lost.round(2)
+    assert figures.lost
+    assert (figures.bytes_up, figures.bytes_down) == (0, sent)
+
+
 def test_the_state_is_all_there_is() -> None:
     whole, first = after_the_search(), after_the_search()
     resumed = MetaDNAS(whole.federation)
