@@ -68,6 +68,7 @@ class ClientConfig:
     final_temperature: float | None = None  # in the last round, geometrically; None: constant
     optimizer: str = "adam"  # of w: adam or sgd (momentum, cosine decay)
     lr: float = 0.01
+    final_lr: float | None = None  # of w in the last round, geometrically; None: constant
     momentum: float = 0.9
     weight_decay: float = 0.0003
     clip: float = 5.0  # largest norm of w's gradient; 0: no clipping

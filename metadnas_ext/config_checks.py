@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "client.temperature": (1e-3, math.inf),
     "client.final_temperature": (1e-3, math.inf),
     "client.lr": (0, math.inf),
+    "client.final_lr": (1e-9, math.inf),
     "client.momentum": (0, 1),
     "client.weight_decay": (0, math.inf),
     "client.clip": (0, math.inf),
@@ -116,6 +117,11 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
     _check_krum(config)
     _check_maml(config)
     _check_search_rounds(config)
+    if config.client.final_lr is not None and config.client.lr == 0:
+        raise ConfigError(
+            f"client.final_lr is {config.client.final_lr} and client.lr 0, expected client.lr "
+            f"above 0: the rate goes geometrically from one to the other"
+        )
     epochs = config.server.rounds * config.client.epochs
     if 0 < epochs <= config.client.alpha_warmup:
         raise ConfigError(

@@ -49,6 +49,7 @@ OTHER: dict[str, Any] = {
     "client.final_temperature": 0.1,
     "client.optimizer": "sgd",
     "client.lr": 1e-05,
+    "client.final_lr": 1e-06,
     "client.momentum": 0.5,
     "client.weight_decay": 0.1,
     "client.clip": 0.0,

@@ -97,6 +97,13 @@ class Method(ABC):
         share = min(server.clients_per_round, seen) / seen
         return round(server.rounds * share * self.config.client.epochs)
 
+    def round_lr(self, index: int) -> float:
+        """Rate of w in a round."""
+        client, last = self.config.client, self.config.server.rounds - 1
+        if client.final_lr is None or last < 1:
+            return client.lr
+        return float(client.lr * (client.final_lr / client.lr) ** (index / last))
+
     @property
     def final_epochs(self) -> int:
         """Local epochs between the server's state and a client's network, for every method."""

@@ -69,12 +69,12 @@ class Ditto(FedAvgFineTuned):
     def _own(self, clients: Sequence[int]) -> Cohort:
         return self._start(clients).personal
 
-    def _fit(self, cohort: Cohort, where: str) -> Tensor:
+    def _fit(self, cohort: Cohort, lr: float, where: str) -> Tensor:
         assert isinstance(cohort, DittoCohort)
         batches = local_batches(self.federation, cohort, self.config.client.epochs, where)
         pull = Pull(cohort.theta.clone(), self.config.rivals.ditto_lambda)
         models = [(cohort, None), (cohort.personal, pull)]
-        return take_turns(self.plan, models, batches, Training.of(self.config.client), where)
+        return take_turns(self.plan, models, batches, Training.of(self.config.client, lr), where)
 
     def _keep(self, cohorts: Sequence[Cohort]) -> None:
         super()._keep(cohorts)

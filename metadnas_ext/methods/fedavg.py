@@ -65,7 +65,7 @@ class FedAvg(Method):
     def round(self, index: int) -> RoundFigures:
         sampled = self.federation.sample(index)
         finished, dropped = without_diverged(
-            self.federation.cohorts(sampled), lambda group: self._train(group, f"round {index}")
+            self.federation.cohorts(sampled), lambda group: self._train(group, index)
         )
         numbers = self.theta.numel() + self.running.numel() - self.local.numbers
         message = 4 * numbers  # bytes
@@ -99,10 +99,10 @@ class FedAvg(Method):
             self.genotype, model.theta[0], model.running[0], "fixed", recalibrated=False
         )
 
-    def _train(self, group: Sequence[int], where: str) -> tuple[Cohort, Tensor, Evaluation]:
+    def _train(self, group: Sequence[int], index: int) -> tuple[Cohort, Tensor, Evaluation]:
         """Local training of some clients from the global model: training losses, validation."""
-        cohort = self._start(group)
-        losses = self._fit(cohort, where)
+        cohort, where = self._start(group), f"round {index}"
+        losses = self._fit(cohort, self.round_lr(index), where)
         store, size = self.federation.store, self.config.client.batch_size
         return cohort, losses, evaluate(self.plan, cohort, store, "val", size, where)
 
@@ -115,10 +115,10 @@ class FedAvg(Method):
         """Clients with the model that is theirs after all rounds."""
         return self._start(clients)
 
-    def _fit(self, cohort: Cohort, where: str) -> Tensor:
+    def _fit(self, cohort: Cohort, lr: float, where: str) -> Tensor:
         """A round's training of a cohort, in place; mean losses (G)."""
         epochs = self.config.client.epochs
-        return train_locally(self.federation, self.plan, cohort, epochs, None, where)
+        return train_locally(self.federation, self.plan, cohort, epochs, lr, where)
 
     def _keep(self, cohorts: Sequence[Cohort]) -> None:
         """Stores what stays on a round's clients."""

@@ -180,6 +180,7 @@ class MetaDNAS(Searching):
             self._pull(),
             relaxation,
             warmup=max(0, self.config.client.alpha_warmup - index * epochs),
+            lr=self.round_lr(index),
             trajectory=trajectory,
         )
         adapted = Adapted(
@@ -231,7 +232,9 @@ class MetaDNAS(Searching):
         parts, dropped = without_diverged(
             self.federation.cohorts(sampled),
             lambda group: train_subnetworks(
-                self.federation, self.plan, self._start(group), genotypes, f"round {index}"
+                *(self.federation, self.plan, self._start(group), genotypes),
+                self.round_lr(index),
+                f"round {index}",
             ),
         )
         stays = self.local.masks(self.server.theta, self.server.running)

@@ -24,13 +24,13 @@ class PerFedAvg(FedAvgFineTuned):
     title = "Per-FedAvg"
     training_key = "per_fedavg"
 
-    def _fit(self, cohort: Cohort, where: str) -> Tensor:
+    def _fit(self, cohort: Cohort, lr: float, where: str) -> Tensor:
         client, rivals = self.config.client, self.config.rivals
         return meta_train(
             self.plan,
             cohort,
             local_batches(self.federation, cohort, client.epochs, where),
-            Training.of(client),
+            Training.of(client, lr),
             rivals.per_fedavg_lr,
             rivals.per_fedavg_kind == "hessian_free",
             where,

@@ -41,6 +41,7 @@ def train_subnetworks(
     supernet: NetworkPlan,
     cohort: Cohort,
     genotypes: Mapping[int, Architecture],
+    lr: float,
     where: str,
 ) -> Share:
     """A round's training of each client's architecture, in place in its row of the supernet.
@@ -61,7 +62,7 @@ def train_subnetworks(
             cohort.theta[rows][:, columns].contiguous(),
             cohort.running[rows][:, statistics].contiguous(),
         )
-        losses[rows] = train_locally(federation, plan, own, config.epochs, None, where)
+        losses[rows] = train_locally(federation, plan, own, config.epochs, lr, where)
         val = evaluate(plan, own, store, "val", config.batch_size, where)
         for figure, values in zip(figures, val, strict=True):
             figure[rows] = values
