@@ -53,7 +53,8 @@ def aggregate(
             dicts with the same keys. float16 and bfloat16 are computed in float32. Integers
             (counters) are computed in float64 and rounded back.
         weights: G numbers of at least 0, usually sample counts; None: equal weights. For the
-            methods in `WEIGHTED`. A client of weight 0 cannot reach the result.
+            methods in `WEIGHTED`. A client of weight 0 cannot reach the result. Best on the CPU,
+            where they are checked, also for updates elsewhere.
         how: "mean", the weighted mean, the only method that gradients flow through; "median", the
             mean of the two middle values for an even G; "trimmed_mean", the mean without the
             extreme values; "krum", the client nearest to its neighbours; "multi_krum", the mean of
@@ -123,10 +124,10 @@ def aggregate(
 
 
 def _checked_weights(weights: Tensor | Sequence[float] | None, clients: int) -> Tensor:
-    """(G) float64."""
+    """(G) float64 on the CPU."""
     if weights is None:
         return torch.ones(clients, dtype=torch.float64)
-    share = torch.as_tensor(weights, dtype=torch.float64)
+    share = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if share.shape != (clients,):
         raise ValueError(f"weights has shape {tuple(share.shape)}, expected ({clients},)")
     bad = ~((share >= 0) & (share < torch.inf))
@@ -201,11 +202,11 @@ def _in_own_dtype(combine: _Combine, x: Tensor) -> Tensor:
 
 
 def _weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
-    return ops.weighted_mean(x, weights.to(x.dtype))
+    return ops.weighted_mean(x, weights.to(x))
 
 
 def _mixtures(x: Tensor, weights: Tensor) -> Tensor:
-    return ops.mixtures(x, weights.to(x.dtype))
+    return ops.mixtures(x, weights.to(x))
 
 
 def _compared(entries: dict[str, Tensor]) -> list[Tensor]:

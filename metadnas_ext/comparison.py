@@ -3,6 +3,9 @@ vector a client.
 
 Clients with a NaN or infinity are left out of everything: the others' weights are, to the bit, what
 they would be without them.
+
+Only the Gram matrix is made on the tensors' device. What follows, few numbers and many decisions,
+is on the CPU, as are all weights.
 """
 
 from __future__ import annotations
@@ -122,7 +125,7 @@ def _gram(compared: Sequence[Tensor], counting: Tensor) -> tuple[Tensor, Tensor]
         for x in compared:
             # Where most clients are not finite, neither is their median.
             origin = ops.median(_rows(x, kept & counting)).nan_to_num(0, 0, 0)
-            products += ops.gram(_rows(x, kept), origin)
+            products += ops.gram(_rows(x, kept), origin).cpu()
         finite = products.diagonal().isfinite()
         if finite.all():
             return kept.nonzero().flatten(), products

@@ -72,6 +72,7 @@ class ClientConfig:
     momentum: float = 0.9
     weight_decay: float = 0.0003
     clip: float = 5.0  # largest norm of w's gradient; 0: no clipping
+    graphs: bool = False  # on a GPU: capture the passes of a step once, then replay them
     penalty: float = 0.1  # weight of the complexity penalty
     penalty_kind: str = "linear"  # linear, hinge, squared_hinge or dual (ascent)
     dual_rate: float = 0.1  # step of dual ascent
@@ -141,9 +142,10 @@ class RivalsConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Seed and outputs."""
+    """Seed, device and outputs."""
 
     seed: int = 0
+    device: str = "cpu"  # cpu, cuda, cuda:<n> or auto; fixed when the run starts
     threads: int | None = None  # None: as many as torch takes; fixed when the run starts
     keep_checkpoints: int = 2
     save_models: bool = True  # every client's final network, below models/

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,7 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
     _check_krum(config)
     _check_maml(config)
     _check_search_rounds(config)
+    _check_device(config)
     if config.client.final_lr is not None and config.client.lr == 0:
         raise ConfigError(
             f"client.final_lr is {config.client.final_lr} and client.lr 0, expected client.lr "
@@ -195,6 +197,33 @@ def _check_maml(config: Config) -> None:
             "server.meta=maml, which differentiates every step again: a straight-through gradient "
             "is that of no loss"
         )
+
+
+def _check_device(config: Config) -> None:
+    """What `run.device` may say, and what a step captured on it may hold."""
+    device, client = config.run.device, config.client
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"run.device is {device!r}, expected cpu, cuda, cuda:<n> or auto")
+    if not client.graphs:
+        return
+    own = SPACES[config.space.space].own
+    obstacles = {
+        "run.device is 'cpu'": device == "cpu",
+        "client.order is 'second', which takes a rate from outside": client.order == "second",
+        f"client.relaxation is {client.relaxation!r}, which draws noise in every step": (
+            client.relaxation in ("gumbel", "gdas")
+        ),
+        "server.meta is 'maml', which keeps every step": config.server.meta == "maml",
+        f"space.space is {config.space.space!r}, whose modules read sizes on the CPU": (
+            config.space.space != "darts"
+        ),
+        "space.candidates holds registered primitives, which read sizes on the CPU": any(
+            name not in own for name in config.space.candidates
+        ),
+    }
+    for obstacle, there in obstacles.items():
+        if there:
+            raise ConfigError(f"client.graphs is true, expected false: {obstacle}")
 
 
 def _check_search_rounds(config: Config) -> None:

@@ -1,11 +1,16 @@
 """From uint8 images to augmented, normalised batches, and the orders in which batches come."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metadnas_ext.data.store import ImageStore
 from metadnas_ext.errors import ConfigError, DataError
+from metadnas_ext.placement import to_device
 
 
 def prepare(
@@ -28,33 +33,62 @@ def prepare(
     if augment and store.augmentation != "none":
         if generator is None:
             raise ConfigError("augment=True needs a generator; got None")
-        images = _shift_and_flip(images, store.augmentation == "crop_flip", generator)
-    # Half precisions are too coarse for the subtraction of the mean.
-    work = torch.float64 if dtype == torch.float64 else torch.float32
-    mean = torch.tensor(store.mean, dtype=torch.float64)
-    std = torch.tensor(store.std, dtype=torch.float64)
-    scale = (1 / (255 * std)).to(images.device, work)
-    offset = (-mean / std).to(images.device, work)
-    pixels = images.to(work, memory_format=torch.contiguous_format)  # (B, H, W, C)
-    return pixels.mul_(scale).add_(offset).to(dtype)
+        images = cut(images, to_device(draw_cuts(store, len(images), generator), images.device))
+    return Normaliser.of(store, images.device, dtype)(images)
 
 
-def _shift_and_flip(images: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crops of the zero-padded images; `flip` mirrors half of them. uint8 [B, H, W, C]."""
+@dataclass(frozen=True)
+class Normaliser:
+    """From uint8 [B, H, W, C] to (pixels / 255 - mean) / std in `dtype`; scale, offset [C]."""
+
+    scale: Tensor
+    offset: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, store: ImageStore, device: torch.device, dtype: torch.dtype) -> Normaliser:
+        # Half precisions are too coarse for the subtraction of the mean.
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        mean = torch.tensor(store.mean, dtype=torch.float64)
+        std = torch.tensor(store.std, dtype=torch.float64)
+        scale, offset = ((1 / (255 * std)).to(work), (-mean / std).to(work))
+        return cls(to_device(scale, device), to_device(offset, device), dtype)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Contiguous, on the device of the images, which has to be that of `scale`."""
+        work = self.scale.dtype
+        pixels = images.to(work, memory_format=torch.contiguous_format)  # (B, H, W, C)
+        return pixels.mul_(self.scale).add_(self.offset).to(self.dtype)
+
+
+def draw_cuts(store: ImageStore, count: int, generator: torch.Generator) -> Tensor:
+    """Where `cut` takes each of `count` images from: int64 [3, count], top, left, mirrored.
+
+    generator: on the CPU. Without flips nothing is drawn for the last row.
+    """
+    pad = store.image_size // 8
+    shifts = [torch.randint(0, 2 * pad + 1, (count,), generator=generator) for _ in range(2)]
+    if store.augmentation == "crop_flip":
+        return torch.stack([*shifts, torch.randint(0, 2, (count,), generator=generator)])
+    return torch.stack([*shifts, torch.zeros(count, dtype=torch.int64)])
+
+
+def cut(images: Tensor, cuts: Tensor) -> Tensor:
+    """Crops of the zero-padded images [B, H, W, C], mirrored where asked, of the same size.
+
+    cuts: [3, B] as drawn, on the device of the images.
+    """
     batch, height, width, channels = images.shape
     pad_y, pad_x = height // 8, width // 8
-    top = torch.randint(0, 2 * pad_y + 1, (batch, 1), generator=generator)
-    left = torch.randint(0, 2 * pad_x + 1, (batch, 1), generator=generator)
-    rows = top + torch.arange(height)  # (B, H)
-    columns = left + torch.arange(width)  # (B, W)
-    if flip:
-        mirrored = torch.randint(0, 2, (batch, 1), generator=generator) == 1
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    top, left, mirrored = (row[:, None] for row in cuts)  # (B, 1)
+    rows = top + torch.arange(height, device=images.device)  # (B, H)
+    columns = left + torch.arange(width, device=images.device)  # (B, W)
+    columns = torch.where(mirrored == 1, columns.flip(1), columns)
     padded = F.pad(images, (0, 0, pad_x, pad_x, pad_y, pad_y))  # (B, H + 2 pad_y, W + 2 pad_x, C)
     # One flat row lookup is about four times as fast as indexing three dimensions.
-    image = torch.arange(batch)[:, None, None] * (height + 2 * pad_y)
+    image = torch.arange(batch, device=images.device)[:, None, None] * (height + 2 * pad_y)
     flat = (image + rows[:, :, None]) * (width + 2 * pad_x) + columns[:, None, :]  # (B, H, W)
-    pixels = padded.reshape(-1, channels).index_select(0, flat.flatten().to(images.device))
+    pixels = padded.reshape(-1, channels).index_select(0, flat.flatten())
     return pixels.view(batch, height, width, channels)
 
 

@@ -41,6 +41,10 @@ class ImageStore(Protocol):
     def std(self) -> tuple[float, ...]: ...
     @property
     def augmentation(self) -> str: ...
+    @property
+    def device(self) -> torch.device:
+        """Where `gather` leaves images, and best gets indices."""
+        ...
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images at `indices` (int64 [k]) as uint8 [k, H, W, C], in the order asked."""
@@ -102,6 +106,10 @@ class MemoryStore(_Described):
             got = f"{self.pixels.dtype} {list(self.pixels.shape)}"
             raise DataError(f"pixels of {self.name} are {got}; expected torch.uint8 {expected}")
 
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
     def gather(self, indices: Tensor) -> Tensor:
         """The images at `indices` (int64 [k]) as uint8 [k, H, W, C] on the pixels' device."""
         return self.pixels.index_select(0, indices.to(self.pixels.device))
@@ -124,6 +132,10 @@ class FolderStore(_Described):
             raise DataError(f"{self.name} has {len(self.paths)} files but {len(self)} labels")
         if self.channels != 3:
             raise DataError(f"{self.name} has {self.channels} channels; files are decoded to 3")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images at `indices` (int64 [k]) as uint8 [k, H, W, 3] on the CPU.

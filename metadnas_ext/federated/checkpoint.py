@@ -21,7 +21,7 @@ FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors by name, and the JSON values beside them."""
+    """tensors by name, loaded to the CPU, and the JSON values beside them."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -35,7 +35,8 @@ def save(run_dir: Path, checkpoint: Checkpoint, keep: int) -> None:
     """
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
-    data = safetensors.torch.save({k: t.contiguous() for k, t in checkpoint.tensors.items()})
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    data = safetensors.torch.save(tensors)
     path = folder / f"{checkpoint.step:08d}.safetensors"
     write_atomic(path, data)
     body = {

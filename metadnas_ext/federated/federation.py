@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.config import Config
-from metadnas_ext.data import ClientSplit, ImageStore, load_dataset, partition, split_clients
+from metadnas_ext.data import (
+    ClientSplit,
+    ImageStore,
+    MemoryStore,
+    load_dataset,
+    partition,
+    split_clients,
+)
 from metadnas_ext.errors import ConfigError, DataError
 from metadnas_ext.federated.devices import (
     assigned_devices,
@@ -18,6 +26,7 @@ from metadnas_ext.federated.devices import (
     common_table,
     device_tables,
 )
+from metadnas_ext.placement import CPU, device_of, fits, to_device
 from metadnas_ext.seeding import derived_seed, generator
 from metadnas_ext.space import CohortCosts, CostTable, Shape, network_shape
 
@@ -28,7 +37,7 @@ class Federation:
 
     `seen` take part in rounds; `unseen` never do and are adapted once, at the end. `tables` are the
     costs on each device class, `device_of` is each client's class; `budgets` is float64 [n], each
-    in the unit of the client's own table.
+    in the unit of the client's own table, on the CPU as the tables. Methods compute on `device`.
     """
 
     config: Config
@@ -40,6 +49,7 @@ class Federation:
     tables: tuple[CostTable, ...]
     device_of: tuple[int, ...]
     budgets: Tensor
+    device: torch.device = CPU
 
     @classmethod
     def build(cls, config: Config) -> Federation:
@@ -48,7 +58,8 @@ class Federation:
         Raises DataError, ConfigError or BudgetError, before anything is written, if the run cannot
         work: see the messages.
         """
-        store = load_images(config)
+        device = device_of(config.run.device)
+        store = _placed(load_images(config), device)
         labels = store.labels.numpy()
         data = config.data
         parts = partition(
@@ -71,9 +82,12 @@ class Federation:
         shape = configured_shape(config, len(store.classes), store.image_size, store.channels)
         seen, unseen = _seen_and_unseen(config)
         _check_batches(config, shape, splits)
-        tables, device_of = device_tables(config, shape), assigned_devices(config)
-        budgets = client_budgets(config, tables, device_of)
-        return cls(config, store, tuple(splits), seen, unseen, shape, tables, device_of, budgets)
+        tables, classes = device_tables(config, shape), assigned_devices(config)
+        budgets = client_budgets(config, tables, classes)
+        return cls(
+            *(config, store, tuple(splits), seen, unseen, shape, tables, classes, budgets),
+            device=device,
+        )
 
     def fingerprint(self) -> str:
         """A hash of what the configuration alone does not decide: labels, splits, costs, budgets.
@@ -116,10 +130,23 @@ class Federation:
         return (budget.devices or (budget.unit,))[self.device_of[client]]
 
     def cohort_costs(self, clients: Sequence[int]) -> CostTable | CohortCosts:
-        """The table that all clients of the federation share, or one for each of `clients`."""
-        if len(self.tables) == 1:
-            return self.tables[0]
-        return CohortCosts.of([self.costs_of(client) for client in clients])
+        """The table that all clients of the federation share, or one for each of `clients`.
+
+        On the device of the run.
+        """
+        if len(self._tables_there) == 1:
+            return self._tables_there[0]
+        return CohortCosts.of([self._tables_there[self.device_of[client]] for client in clients])
+
+    def cohort_budgets(self, clients: Sequence[int]) -> Tensor:
+        """The budgets of some clients, (G) on the device of the run."""
+        return to_device(self.budgets[list(clients)], self.device)
+
+    @cached_property
+    def _tables_there(self) -> tuple[CostTable, ...]:
+        if self.device == CPU:
+            return self.tables
+        return tuple(table.to(self.device) for table in self.tables)
 
     def common_budget(self) -> tuple[CostTable, float]:
         """A table and a budget such that what fits is within every client's: see `common_table`."""
@@ -167,6 +194,13 @@ def load_images(config: Config) -> ImageStore:
         seed=derived_seed(config.run.seed, "subset"),
         download=data.download,
     )
+
+
+def _placed(store: ImageStore, device: torch.device) -> ImageStore:
+    """The images on the device if they are in memory and fit; else batches move one by one."""
+    if isinstance(store, MemoryStore) and fits(store.pixels.nbytes, device):
+        return store.to(device)
+    return store
 
 
 def _seen_and_unseen(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:

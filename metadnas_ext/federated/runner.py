@@ -26,8 +26,9 @@ from metadnas_ext.federated.federation import Federation
 from metadnas_ext.files import LOCK, write_json
 from metadnas_ext.methods import METHODS, Method, RoundFigures
 from metadnas_ext.methods.survivors import personalised
+from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import ClientResult
-from metadnas_ext.search.training import DIVERGENCE_HINT
+from metadnas_ext.search.finite import DIVERGENCE_HINT
 from metadnas_ext.space import architecture_from_json
 
 CONFIG = "config.json"
@@ -207,7 +208,8 @@ class Runner:
         self._adopt_training(method, progress)
         key = method.trains_as(self.federation.config)
         if key in self._tensors:
-            method.load_state(self._tensors[key])
+            device = self.federation.device
+            method.load_state({n: to_device(t, device) for n, t in self._tensors[key].items()})
         self.observer.method_started(method, len(progress.history))
         self._train(method, progress)
         self._personalise(method, progress)

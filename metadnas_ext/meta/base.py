@@ -12,8 +12,9 @@ from metadnas_ext.config import ClientConfig
 from metadnas_ext.data import ImageStore
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Cohort
+from metadnas_ext.search.finite import check_finite
 from metadnas_ext.search.relaxations import SOFTMAX, Relaxation
-from metadnas_ext.search.training import Evaluation, check_finite
+from metadnas_ext.search.training import Evaluation
 from metadnas_ext.search.trajectory import Trajectory
 from metadnas_ext.space import CohortCosts, CostTable
 
@@ -36,7 +37,8 @@ class Adapted:
         theta, alpha: the server's state (P), (types, E, O), which every client started from, but
             for what has stayed on it.
         costs: one table for all, or each client's own in the order of the cohort.
-        budgets: (G) float64, in the unit of `costs`, in the order of the cohort.
+        budgets: (G) float64, in the unit of `costs`, in the order of the cohort; as these, on its
+            device.
         where: names the phase in errors.
         relaxation: of the search.
         trajectory: of the search, for a learner that asked for one.

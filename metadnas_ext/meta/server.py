@@ -35,7 +35,7 @@ class ServerState:
         state = cls(theta, running, alpha)
         for name in learned:
             zeros = torch.zeros_like(vars(state)[name])
-            moments = (zeros, zeros.clone(), torch.zeros(()))
+            moments = (zeros, zeros.clone(), torch.zeros((), device=zeros.device))
             state.moments |= zip(_keys(name), moments, strict=True)
         return state
 

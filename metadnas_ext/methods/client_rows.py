@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.ops import weighted_mean
+from metadnas_ext.placement import to_device
 
 
 class ClientRows:
-    """One row of `width` numbers for each of `clients`, once it has put one there.
+    """One row of `width` numbers for each of `clients`, once it has put one there, on `device`.
 
     `name` tells its tensors in a method's state from others.
     """
 
-    def __init__(self, name: str, clients: Sequence[int], width: int) -> None:
+    def __init__(self, name: str, clients: Sequence[int], width: int, device: torch.device) -> None:
         self.width = width
         self._name = name
         self._index = {client: index for index, client in enumerate(clients)}
-        self._rows = torch.zeros(len(clients), width)
-        self._known = torch.zeros(len(clients))
+        self._rows = torch.zeros(len(clients), width, device=device)
+        self._known = torch.zeros(len(clients))  # asked for one by one, so on the CPU
 
     @property
     def names(self) -> tuple[str, str]:
@@ -33,7 +34,8 @@ class ClientRows:
         return {rows: self._rows, known: self._known}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self._rows, self._known = (tensors[name] for name in self.names)
+        self._rows, known = (tensors[name] for name in self.names)
+        self._known = known.cpu()
 
     def of(self, clients: Sequence[int], default: Tensor) -> Tensor:
         """The clients' rows (k, width); `default` ((width) or (k, width)) where there is none."""
@@ -55,6 +57,8 @@ class ClientRows:
         self._known[at] = 1
 
     def mean(self, weights: Tensor) -> Tensor | None:
-        """Mean of the rows there are (width), clients weighed by `weights` (all of them)."""
+        """Mean of the rows there are (width), clients weighed by `weights` (all), on the CPU."""
         share = weights.to(self._rows.dtype) * self._known
-        return weighted_mean(self._rows, share) if bool(share.any()) else None
+        if not bool(share.any()):
+            return None
+        return weighted_mean(self._rows, to_device(share, self._rows.device))

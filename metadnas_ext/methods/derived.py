@@ -13,17 +13,18 @@ from torch import Tensor
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
+from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, ordered, steps_per_epoch
+from metadnas_ext.search.finite import FiniteCheck
+from metadnas_ext.search.steps import weight_pass
 from metadnas_ext.search.training import (
     Evaluation,
     Training,
     Watch,
-    check_finite,
     evaluate,
     recalibrate,
     train,
-    weight_pass,
 )
 from metadnas_ext.space import Architecture, genotype_cost
 
@@ -37,7 +38,7 @@ class Trained:
 
     discrete: test accuracy before fine-tuning; steps: optimiser steps on w since the server's
     state; adaptation: see `AdaptationCurve.points`; weights: parameters and running statistics by
-    name.
+    name, on the CPU.
     """
 
     genotype: Architecture
@@ -61,7 +62,8 @@ def inherit(
 ) -> tuple[Tensor, Tensor]:
     """The derived network's rows from the supernet's: theta (P), running (R)."""
     derived = derived_plan(supernet.shape, genotype)
-    index, running_index = inherit_indices(supernet, derived, genotype)
+    indices = inherit_indices(supernet, derived, genotype)
+    index, running_index = (to_device(i, theta.device) for i in indices)
     return theta[index], running[running_index]
 
 
@@ -82,7 +84,7 @@ def train_locally(
     key: str,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Plain training of each client on its own data, in place; mean losses (G).
+    """Plain training of each client on its own data, in place; mean losses (G) on the CPU.
 
     `lr` replaces the configured rate; `watch`: see `train`.
     """
@@ -124,10 +126,11 @@ def finetune(
         training(plan, cohort, epochs, config.personalise.finetune_lr, key, watch)
         val = evaluate(plan, cohort, store, "val", size, key)
         test = evaluate(plan, cohort, store, "test", size, key)
+        theta, running = cohort.theta.cpu(), cohort.running.cpu()
         for row, (client, split) in enumerate(zip(cohort.clients, cohort.splits, strict=True)):
             reached = float(test.accuracy[row])
-            weights = plan.parameters.views(cohort.theta[row])
-            weights |= plan.running.views(cohort.running[row])
+            weights = plan.parameters.views(theta[row])
+            weights |= plan.running.views(running[row])
             results[client] = Trained(
                 genotype,
                 float(val.accuracy[row]),
@@ -151,24 +154,24 @@ def local_batches(federation: Federation, cohort: Cohort, epochs: int, key: str)
         config.data.augment,
         config.run.seed,
         key,
+        device=cohort.theta.device,
     )
 
 
 def weight_gradient(
     plan: NetworkPlan,
-    cohort: Cohort,
     theta: Tensor,
     batch: Batch,
-    where: str,
+    check: FiniteCheck,
     running: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (k), their gradient (k, P) at `theta` (k, P) and batch statistics (k, R).
 
-    Of a network without mixed edges, for the cohort's first k clients. `running` (k, R): in eval
-    mode.
+    Of a network without mixed edges, for the first k clients of `check`'s cohort. `running` (k, R):
+    in eval mode.
     """
     done = weight_pass(plan, theta, None, batch, running)
-    check_finite(done.losses, cohort, where)
+    check(done.losses)
     return done.losses, done.grad, done.stats
 
 
@@ -208,7 +211,12 @@ def joiner(cohorts: Sequence[Cohort]) -> Callable[[Sequence[Tensor]], Tensor]:
     Sums over clients then add up in one order, however the clients were grouped.
     """
     order = torch.tensor([client for cohort in cohorts for client in cohort.clients]).argsort()
-    return lambda parts: torch.cat(list(parts))[order]
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        rows = torch.cat(list(parts))
+        return rows[to_device(order, rows.device)]
+
+    return joined
 
 
 def mean_over_clients(values: Tensor, weights: Tensor) -> float:

@@ -14,7 +14,8 @@ from metadnas_ext.methods.derived import local_batches, weight_gradient
 from metadnas_ext.methods.fedavg import FedAvgFineTuned
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Cohort, TrainBatches
-from metadnas_ext.search.training import Training, Watch, check_update
+from metadnas_ext.search.finite import FiniteCheck, check_update
+from metadnas_ext.search.training import Training, Watch, mean_losses
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Ditto(FedAvgFineTuned):
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         width = self.theta.numel() + self.running.numel()
-        self.personal = ClientRows("personal", federation.seen, width)
+        self.personal = ClientRows("personal", federation.seen, width, federation.device)
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | self.personal.state()
@@ -108,17 +109,18 @@ def take_turns(
 ) -> Tensor:
     """Trains models of the same clients, in place, each on every len(models)-th batch.
 
-    Returns the mean loss of the first model, (G).
+    Returns the mean loss of the first model, (G) on the CPU.
     """
     count = len(models)
     steps = [[-(-(s - turn) // count) for s in batches.steps] for turn in range(count)]
     optimizers = [how.make(model.theta, own) for (model, _), own in zip(models, steps, strict=True)]
-    total = torch.zeros(len(batches.steps), dtype=torch.float64)
+    checks = [FiniteCheck(model, where) for model, _ in models]
+    total = models[0][0].theta.new_zeros(len(batches.steps), dtype=torch.float64)
     for step in range(len(batches)):
         active, turn = batches.active(step), step % count
         batch, (model, pull) = batches.train(active), models[turn]
         theta = model.theta[:active]
-        losses, grad, stats = weight_gradient(plan, model, theta, batch, where)
+        losses, grad, stats = weight_gradient(plan, theta, batch, checks[turn])
         if pull is not None:
             grad = grad + pull.strength * (theta - pull.anchor[:active])
         optimizers[turn].step(grad, active)
@@ -127,6 +129,7 @@ def take_turns(
             total[:active] += losses
         if watch is not None:
             watch(step + 1)
-    for model, _ in models:
+    for (model, _), check in zip(models, checks, strict=True):
+        check.finish()
         check_update(model, where)
-    return total / torch.tensor(steps[0]).clamp(min=1)
+    return mean_losses(total, steps[0])

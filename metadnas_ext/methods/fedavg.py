@@ -22,6 +22,7 @@ from metadnas_ext.methods.local_parts import LocalParts
 from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.nn import NetworkPlan, derived_plan
 from metadnas_ext.ops import weighted_mean
+from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import max_cost_genotype
 from metadnas_ext.search.cohort import Cohort, ordered
@@ -48,8 +49,9 @@ class FedAvg(Method):
         super().__init__(federation)
         self.genotype = max_cost_genotype(*federation.common_budget())
         self.plan = derived_plan(federation.shape, self.genotype)
-        self.theta = self.plan.initial(1, generator(self.config.run.seed, "weights"))[0]
-        self.running = self.plan.initial_running(1)[0]
+        theta = self.plan.initial(1, generator(self.config.run.seed, "weights"))[0]
+        self.theta = to_device(theta, federation.device)
+        self.running = to_device(self.plan.initial_running(1)[0], federation.device)
         self.local = LocalParts(federation, self.plan, (self.theta, self.running), self.local_parts)
 
     def state(self) -> dict[str, Tensor]:
@@ -74,7 +76,7 @@ class FedAvg(Method):
         cohorts, losses, evaluations = zip(*finished, strict=True)
         joined = joiner(cohorts)
         sizes = joined([cohort.train_sizes for cohort in cohorts])
-        share = sizes.to(self.theta.dtype)
+        share = to_device(sizes.to(self.theta.dtype), self.theta.device)
         self.theta = weighted_mean(joined([cohort.theta for cohort in cohorts]), share)
         self.running = weighted_mean(joined([cohort.running for cohort in cohorts]), share)
         self._keep(cohorts)
@@ -116,7 +118,7 @@ class FedAvg(Method):
         return self._start(clients)
 
     def _fit(self, cohort: Cohort, lr: float, where: str) -> Tensor:
-        """A round's training of a cohort, in place; mean losses (G)."""
+        """A round's training of a cohort, in place; mean losses (G) on the CPU."""
         epochs = self.config.client.epochs
         return train_locally(self.federation, self.plan, cohort, epochs, lr, where)
 
@@ -133,7 +135,7 @@ class FedAvg(Method):
         key: str,
         watch: Watch | None,
     ) -> Tensor:
-        """Fine-tuning of a cohort, in place; mean losses (G)."""
+        """Fine-tuning of a cohort, in place; mean losses (G) on the CPU."""
         return train_locally(self.federation, plan, cohort, epochs, lr, key, watch)
 
     def _finish(

@@ -10,7 +10,8 @@ from metadnas_ext.methods.fedavg import FedAvgFineTuned
 from metadnas_ext.methods.local_parts import head_start
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Cohort
-from metadnas_ext.search.training import Training, Watch, check_update
+from metadnas_ext.search.finite import FiniteCheck, check_update
+from metadnas_ext.search.training import Training, Watch, mean_losses
 
 
 class FedAvgHead(FedAvgFineTuned):
@@ -36,15 +37,15 @@ class FedAvgHead(FedAvgFineTuned):
         first = head_start(plan)
         head = cohort.theta[:, first:].clone()  # (G, H), rows for the optimiser
         optimizer = Training.of(self.config.client, lr).make(head, batches.steps)
-        total = torch.zeros(len(cohort.splits), dtype=torch.float64)
+        check = FiniteCheck(cohort, key)
+        total = head.new_zeros(len(head), dtype=torch.float64)
         for step in range(len(batches)):
             active = batches.active(step)
             losses, grad, _ = weight_gradient(
                 plan,
-                cohort,
                 cohort.theta[:active],
                 batches.train(active),
-                key,
+                check,
                 running=cohort.running[:active],
             )
             optimizer.step(grad[:, first:].contiguous(), active)
@@ -52,5 +53,6 @@ class FedAvgHead(FedAvgFineTuned):
             total[:active] += losses
             if watch is not None:
                 watch(step + 1)
+        check.finish()
         check_update(cohort, key)
-        return total / torch.tensor(batches.steps).clamp(min=1)
+        return mean_losses(total, batches.steps)

@@ -15,6 +15,7 @@ from metadnas_ext.data import ClientSplit
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.nn import NetworkPlan
+from metadnas_ext.placement import to_device
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.training import cohort_of
 
@@ -40,9 +41,9 @@ class LocalParts:
         if len(start) == 3:
             alpha = start[2].numel() if "alpha" in local else 0
             columns.append(torch.arange(alpha))
-        self._columns = columns
+        self._columns = [to_device(column, federation.device) for column in columns]
         self._start = self._cut([tensor[None] for tensor in start])[0]
-        self._rows = ClientRows("local", federation.seen, len(self._start))
+        self._rows = ClientRows("local", federation.seen, len(self._start), federation.device)
         self._sizes = torch.tensor([len(federation.splits[c].train) for c in federation.seen])
         self._seen = set(federation.seen)
 
@@ -72,7 +73,8 @@ class LocalParts:
         own = self._rows.of([cohort.clients[row] for row in rows], self._start)  # (k, L)
         parts = torch.split(own, [len(columns) for columns in self._columns], dim=1)
         for tensor, columns, part in zip(_tensors(cohort), self._columns, parts, strict=True):
-            tensor.view(len(tensor), -1)[torch.tensor(rows)[:, None], columns] = part
+            at = to_device(torch.tensor(rows), columns.device)[:, None]
+            tensor.view(len(tensor), -1)[at, columns] = part
         return cohort
 
     def keep(self, cohorts: Sequence[Cohort], *shared: Tensor) -> tuple[Tensor, ...]:
@@ -100,10 +102,10 @@ class LocalParts:
         return result
 
     def masks(self, *shared: Tensor) -> tuple[Tensor, ...]:
-        """Which numbers of `shared` stay on the clients: bool, of the same shapes."""
-        result = tuple(torch.zeros_like(tensor, dtype=torch.bool) for tensor in shared)
+        """Which numbers of `shared` stay on the clients: bool, of the same shapes, on the CPU."""
+        result = tuple(torch.zeros(tensor.shape, dtype=torch.bool) for tensor in shared)
         for mask, columns in zip(result, self._columns, strict=False):
-            mask.view(-1)[columns] = True
+            mask.view(-1)[columns.cpu()] = True
         return result
 
     def _cut(self, tensors: Sequence[Tensor]) -> Tensor:

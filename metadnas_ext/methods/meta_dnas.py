@@ -64,7 +64,8 @@ class MetaDNAS(Searching):
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self.learner = meta_learner(self.config.server)
-        self._found = ClientRows("found", federation.seen, self.server.alpha.numel())
+        width = self.server.alpha.numel()
+        self._found = ClientRows("found", federation.seen, width, federation.device)
 
     @property
     def search_rounds(self) -> int:
@@ -190,7 +191,7 @@ class MetaDNAS(Searching):
             self.server.alpha,
             self.config.client,
             self.federation.cohort_costs(cohort.clients),
-            self.federation.budgets[cohort.clients],
+            self.federation.cohort_budgets(cohort.clients),
             self.federation.store,
             where,
             relaxation,
@@ -313,7 +314,7 @@ class MetaDNAS(Searching):
         sizes = joined([cohort.train_sizes for cohort in cohorts])
         alpha = joined([cohort.alpha for cohort in cohorts])
         chances = relaxation.mixture(alpha).chances
-        cost = expected_cost(federation.cohort_costs(left), *chances)
+        cost = expected_cost(federation.cohort_costs(left), *chances).cpu()
         val_loss, val_accuracy = round_accuracy(Evaluation(*_join(joined, vals)))
         return RoundFigures(
             clients=sampled,
@@ -328,7 +329,7 @@ class MetaDNAS(Searching):
             skips=float(_skips(self.genotype(self.server.alpha))),
             client_entropy=float(entropy(relaxation.log_chances(alpha)).double().mean()),
             client_skips=_mean(
-                [_skips(self.genotype(a, c)) for a, c in zip(alpha, left, strict=True)]
+                [_skips(self.genotype(a, c)) for a, c in zip(alpha.cpu(), left, strict=True)]
             ),
             hessian_eigenvalue=None if None in sharpness else _mean(joined(sharpness).tolist()),
             dropped=dropped_json(dropped),

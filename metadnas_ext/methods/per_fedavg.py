@@ -9,7 +9,8 @@ from metadnas_ext.methods.derived import local_batches, weight_gradient
 from metadnas_ext.methods.fedavg import FedAvgFineTuned
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
-from metadnas_ext.search.training import Training, check_update
+from metadnas_ext.search.finite import FiniteCheck, check_update
+from metadnas_ext.search.training import Training, mean_losses
 
 HESSIAN_STEP = 0.01  # of the finite difference, as a norm: DARTS' choice
 
@@ -46,7 +47,7 @@ def meta_train(
     hessian_free: bool,
     where: str,
 ) -> Tensor:
-    """Trains each client in place; its mean loss before the inner steps, (G).
+    """Trains each client in place; its mean loss before the inner steps, (G) on the CPU.
 
     One step takes two of the client's batches D and D', so that an epoch is one pass over its data:
 
@@ -59,33 +60,35 @@ def meta_train(
     """
     total_steps = [-(-steps // 2) for steps in batches.steps]
     optimizer = how.make(cohort.theta, total_steps)
-    total = torch.zeros(len(cohort.splits), dtype=torch.float64)
+    check = FiniteCheck(cohort, where)
+    total = cohort.theta.new_zeros(len(cohort.splits), dtype=torch.float64)
     for at in range(0, len(batches), 2):
         first, second = batches.active(at), batches.active(at + 1)
         inner = batches.train(first)
-        losses, grad, stats = weight_gradient(plan, cohort, cohort.theta[:first], inner, where)
+        losses, grad, stats = weight_gradient(plan, cohort.theta[:first], inner, check)
         if second:
             start = cohort.theta[:second]
             adapted = start - inner_lr * grad[:second]
-            _, outer, _ = weight_gradient(plan, cohort, adapted, batches.train(second), where)
+            _, outer, _ = weight_gradient(plan, adapted, batches.train(second), check)
             if hessian_free:
-                own = Batch(*(part[:second] for part in inner))
-                outer = outer - inner_lr * _hessian_product(plan, cohort, start, outer, own, where)
+                own = inner.rows(slice(0, second))
+                outer = outer - inner_lr * _hessian_product(plan, start, outer, own, check)
             grad[:second] = outer
         optimizer.step(grad, first)
         plan.update_running(cohort.running[:first], stats, inner.sizes)
         total[:first] += losses
+    check.finish()
     check_update(cohort, where)
-    return total / torch.tensor(total_steps).clamp(min=1)
+    return mean_losses(total, total_steps)
 
 
 def _hessian_product(
-    plan: NetworkPlan, cohort: Cohort, theta: Tensor, vector: Tensor, batch: Batch, where: str
+    plan: NetworkPlan, theta: Tensor, vector: Tensor, batch: Batch, check: FiniteCheck
 ) -> Tensor:
     """∇²f(theta) vector of each client, (k, P)."""
     # Row by row: a sum along rows may be added up in another order in another cohort.
     norm = torch.stack([row.norm() for row in vector])[:, None]
     step = HESSIAN_STEP / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # (k, 1)
-    _, above, _ = weight_gradient(plan, cohort, theta + step * vector, batch, where)
-    _, below, _ = weight_gradient(plan, cohort, theta - step * vector, batch, where)
+    _, above, _ = weight_gradient(plan, theta + step * vector, batch, check)
+    _, below, _ = weight_gradient(plan, theta - step * vector, batch, check)
     return (above - below) / (2 * step)

@@ -15,13 +15,15 @@ from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import Searched, Trained, finetune, inherited, local_batches
 from metadnas_ext.methods.local_parts import LocalParts
 from metadnas_ext.nn import supernet_plan
+from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import Kept
 from metadnas_ext.search import discretize
 from metadnas_ext.search.architect import ARCHITECTS
 from metadnas_ext.search.cohort import Cohort, ordered
+from metadnas_ext.search.finite import check_update
 from metadnas_ext.search.objective import Objective
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
-from metadnas_ext.search.training import Training, check_update, evaluate, recalibrate, train
+from metadnas_ext.search.training import Training, evaluate, recalibrate, train
 from metadnas_ext.search.trajectory import Trajectory
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Architecture, expected_cost
@@ -51,13 +53,14 @@ class Searching(Method):
         self.plan = supernet_plan(federation.shape)
         seed = self.config.run.seed
         size = federation.shape.space.alpha_shape
-        alpha = torch.randn(size, generator=generator(seed, "alpha"))
-        self.server = ServerState.start(
+        start = (
             self.plan.initial(1, generator(seed, "weights"))[0],
             self.plan.initial_running(1)[0],
-            ALPHA_SCALE * alpha,
-            LEARNED[self.config.server.meta_on],
+            ALPHA_SCALE * torch.randn(size, generator=generator(seed, "alpha")),
         )
+        theta, running, alpha = (to_device(tensor, federation.device) for tensor in start)
+        learned = LEARNED[self.config.server.meta_on]
+        self.server = ServerState.start(theta, running, alpha, learned)
         self.local = LocalParts(federation, self.plan, self._shared(), self.config.server.local)
 
     def state(self) -> dict[str, Tensor]:
@@ -80,7 +83,7 @@ class Searching(Method):
         """
         federation, config = self.federation, self.config.client
         return discretize(
-            tuple(alpha),
+            tuple(alpha.cpu()),
             # Without a budget any client's table will do: it only names the candidates.
             federation.costs_of(client or 0),
             None if client is None else float(federation.budgets[client]),
@@ -104,7 +107,7 @@ class Searching(Method):
         curve: AdaptationCurve | None = None,
         trajectory: Trajectory | None = None,
     ) -> tuple[Cohort, Tensor]:
-        """Local search of some clients from the server's state; their training losses (G).
+        """Local search of some clients from the server's state; training losses (G) on the CPU.
 
         `pull`: α that the KL term draws towards, or None. `warmup`: local epochs of this search in
         which α stays. `lr` replaces the configured rate of w. `curve` follows the search,
@@ -113,7 +116,8 @@ class Searching(Method):
         federation, config = self.federation, self.config.client
         cohort = self._start(clients)
         batches = local_batches(federation, cohort, epochs, key)
-        costs, budgets = federation.cohort_costs(cohort.clients), federation.budgets[cohort.clients]
+        costs = federation.cohort_costs(cohort.clients)
+        budgets = federation.cohort_budgets(cohort.clients)
         objective = Objective.of(config, relaxation, costs, budgets, pull)
         architect = ARCHITECTS[config.order](
             self.plan, cohort, config, objective, relaxation, where, warmup, trajectory
@@ -166,10 +170,10 @@ class Searching(Method):
         store, size = self.federation.store, self.config.client.batch_size
         accuracy = evaluate(self.plan, cohort, store, "test", size, None, relaxation).accuracy
         costs = self.federation.cohort_costs(cohort.clients)
-        cost = expected_cost(costs, *relaxation.mixture(cohort.alpha).chances)
-        rows = dict(enumerate(cohort.clients))
+        cost = expected_cost(costs, *relaxation.mixture(cohort.alpha).chances).cpu()
+        alpha, rows = cohort.alpha.cpu(), dict(enumerate(cohort.clients))
         searched = {c: Searched(float(accuracy[row]), float(cost[row])) for row, c in rows.items()}
-        genotypes = {c: self.genotype(cohort.alpha[row], c, relaxation) for row, c in rows.items()}
+        genotypes = {c: self.genotype(alpha[row], c, relaxation) for row, c in rows.items()}
         return Adaptation(cohort, epochs, searched, genotypes, curve)
 
     def _train_as(self, genotypes: dict[int, Architecture]) -> dict[int, Trained]:

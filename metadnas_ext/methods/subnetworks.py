@@ -17,6 +17,7 @@ from torch import Tensor
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.derived import train_locally
 from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
+from metadnas_ext.placement import to_device
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.training import Evaluation, evaluate
 from metadnas_ext.space import Architecture
@@ -26,7 +27,7 @@ class Share(NamedTuple):
     """A group's part of such a round.
 
     cohort: the clients' supernets, in which their sub-networks have moved; theta, running: bool
-    (G, P) and (G, R), which numbers those are; training losses (G); validation figures.
+    (G, P) and (G, R), which numbers those are; training losses (G) on the CPU; validation figures.
     """
 
     cohort: Cohort
@@ -56,7 +57,9 @@ def train_subnetworks(
     for genotype in sorted({genotypes[client] for client in cohort.clients}, key=str):
         rows = [row for row, c in enumerate(cohort.clients) if genotypes[c] == genotype]
         plan = derived_plan(federation.shape, genotype)
-        columns, statistics = inherit_indices(supernet, plan, genotype)
+        device = cohort.theta.device
+        indices = inherit_indices(supernet, plan, genotype)
+        columns, statistics = (to_device(index, device) for index in indices)
         own = Cohort(
             [cohort.splits[row] for row in rows],
             cohort.theta[rows][:, columns].contiguous(),
@@ -66,7 +69,7 @@ def train_subnetworks(
         val = evaluate(plan, own, store, "val", config.batch_size, where)
         for figure, values in zip(figures, val, strict=True):
             figure[rows] = values
-        at = torch.tensor(rows)[:, None]
+        at = to_device(torch.tensor(rows), device)[:, None]
         cohort.theta[at, columns], theta[at, columns] = own.theta, True
         cohort.running[at, statistics], running[at, statistics] = own.running, True
     return Share(cohort, theta, running, losses, Evaluation(*figures))
@@ -85,9 +88,9 @@ def shared_numbers(
 def mean_over_owners(rows: Tensor, owned: Tensor, sizes: Tensor, otherwise: Tensor) -> Tensor:
     """Mean (P) of `rows` (G, P) over the clients that own a number, weighed by `sizes` (G).
 
-    `owned`: bool (G, P); what nobody owns is `otherwise` (P).
+    `owned`: bool (G, P); what nobody owns is `otherwise` (P). `sizes` are on the CPU.
     """
-    weights = owned * sizes.double()[:, None]  # (G, P)
+    weights = owned * to_device(sizes.double(), owned.device)[:, None]  # (G, P)
     total = weights.sum(0)
     mean = (weights * rows.double()).sum(0) / torch.where(total > 0, total, 1.0)
     return torch.where(total > 0, mean, otherwise.double()).to(otherwise.dtype)

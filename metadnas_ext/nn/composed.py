@@ -186,7 +186,7 @@ class ComposedCell:
             own = None if weights is None else weights[:, e]
             out = edge(call, states[edge.source], own)
             if own is not None and own.shape[1] > self.candidates:
-                out = scaled(out, own[:, self.candidates], call.counts)
+                out = scaled(out, own[:, self.candidates], call.numbers)
             if inputs + edge.target == len(states):
                 states.append(out)
             else:

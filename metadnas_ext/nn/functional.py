@@ -25,9 +25,13 @@ def check_images(x: Tensor, channels: int, clients: int | None) -> None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor | None = None) -> Tensor:
     """x (G, N, C), weight (G, K, C), bias (G, K) -> (G, N, K); zeros for images that don't count.
 
-    One product a client, of just its images: a product rounds differently in another shape, and a
-    client's result must not depend on its cohort.
+    One product a client, on the CPU of just its images: a product rounds differently in another
+    shape, and a client's result must not depend on its cohort. Elsewhere, where the counts cannot
+    be read in passing, of all N, with zeros for those that do not count.
     """
+    if counts is not None and not counts.is_cpu:
+        used = _counting(counts, x.shape[1])[..., None]  # (G, N, 1)
+        return torch.where(used, linear(torch.where(used, x, 0.0), weight, bias), 0.0)
     if counts is None:
         return torch.stack([F.linear(*client) for client in zip(x, weight, bias, strict=True)])
     images = x.shape[1]
@@ -44,7 +48,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, counts: Tensor | None = None) 
     losses = losses.view(labels.shape)  # (G, N)
     if counts is None:
         return losses.mean(1)
-    used = torch.arange(labels.shape[1]) < counts[:, None]
+    used = _counting(counts, labels.shape[1])
     # where, not a product: a padded image's loss may be anything.
     return torch.where(used, losses, 0.0).sum(1) / counts.clamp(min=1)
 
@@ -53,5 +57,10 @@ def correct(logits: Tensor, labels: Tensor, counts: Tensor | None = None) -> Ten
     """Correctly classified images of each client, int64 (G)."""
     hits = logits.argmax(-1) == labels
     if counts is not None:
-        hits &= torch.arange(labels.shape[1]) < counts[:, None]
+        hits &= _counting(counts, labels.shape[1])
     return hits.sum(1)
+
+
+def _counting(counts: Tensor, images: int) -> Tensor:
+    """Which images count: bool (G, N)."""
+    return torch.arange(images, device=counts.device) < counts[:, None]

@@ -98,8 +98,9 @@ class MixedOp(nn.Module):
         )
         if self.training and self._running_layout.size:
             positions = out[0, ..., 0].numel()
-            scale = torch.tensor([1.0, positions / (positions - 1)], dtype=stats.dtype)
-            unbiased = (stats * scale[:, None]).flatten(1)  # (G, R)
+            means, variances = stats.unbind(2)
+            variances = variances * (positions / (positions - 1))
+            unbiased = torch.stack([means, variances], 2).flatten(1)  # (G, R)
             update_running(self, self._running_layout, unbiased, MOMENTUM, self.clients)
         out = out.permute(0, 1, 4, 2, 3)
         return out.squeeze(0) if single else out  # out[0] would copy the gradient

@@ -43,7 +43,7 @@ def register_running(root: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
         parent, leaf = _parent(root, name)
         parent.register_buffer(leaf, view.clone())
         if leaf == "running_var":
-            steps = torch.zeros(flat.shape[:-1], dtype=torch.int64)
+            steps = torch.zeros(flat.shape[:-1], dtype=torch.int64, device=flat.device)
             parent.register_buffer("num_batches_tracked", steps)
 
 

@@ -56,7 +56,7 @@ class _Network(nn.Module):
         running = None if self.training else self.flat_running()
         out = self.plan(self.flat(), weights, x, running=running, keep=self.keep)
         if self.training:
-            counts = torch.full((x.shape[0],), x.shape[1])
+            counts = torch.full((x.shape[0],), x.shape[1], device=x.device)
             stats = self.plan.unbiased(out.stats, counts, size=(x.shape[2], x.shape[3]))
             update_running(self, self.plan.running, stats, MOMENTUM, self.clients)
         return out.logits[0] if single else out.logits

@@ -19,6 +19,7 @@ from metadnas_ext.nn import functional as fn
 from metadnas_ext.nn.blocks import Block
 from metadnas_ext.nn.layout import FlatLayout
 from metadnas_ext.nn.stages import Call, Stage, Weights
+from metadnas_ext.placement import to_device
 from metadnas_ext.space import Shape
 from metadnas_ext.space.primitives import BatchNorm, Conv, parameter_shapes
 
@@ -63,7 +64,7 @@ class NetworkPlan:
             sum(math.prod(s) for s in shapes.values())
             for shapes in (*block_shapes, self.head_shapes)
         ]
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
         self._running_sizes = [sum(2 * n.channels for n in b.norms) for b in self.blocks]
 
     def __call__(
@@ -83,7 +84,7 @@ class NetworkPlan:
             weights: mixing weights, or None for a network without mixed edges.
             x: (G, N, H, W, C) images.
             running: (G, R) running statistics: eval mode. None: training mode.
-            counts: (G) int64, images that count; see `ops.mixed_op`.
+            counts: (G) int64 on the device of x, images that count; see `ops.mixed_op`.
             keep: what stays in memory for the backward pass; see `ops.mixed_op`.
         """
         *parameters, head = self.split_parameters(theta)
@@ -101,7 +102,7 @@ class NetworkPlan:
         return Output(logits, call.statistics())
 
     def initial(self, clients: int, generator: torch.Generator | None = None) -> Tensor:
-        """Fresh parameters (G, P), the same for every client, by PyTorch's layer defaults.
+        """Fresh parameters (G, P) on the CPU, the same for every client, by PyTorch's defaults.
 
         Kaiming-uniform with a = sqrt(5) for convolutions and the linear layer, batch norms at 1, 0;
         ordinary modules as their constructors make them.
@@ -126,7 +127,7 @@ class NetworkPlan:
         return row.expand(clients, -1).clone()
 
     def initial_running(self, clients: int) -> Tensor:
-        """Running statistics (G, R) of fresh batch norms: mean 0, variance 1."""
+        """Running statistics (G, R) of fresh batch norms, on the CPU: mean 0, variance 1."""
         row = torch.zeros(self.running.size)
         for name, view in self.running.views(row).items():
             if name.endswith("running_var"):
@@ -152,16 +153,18 @@ class NetworkPlan:
 
         counts (G) images in the batch; size (H, W) of the images if not `shape.image_size`.
         """
-        n = counts[:, None] * self._variance_positions(size)  # (G, R), 0 at the means
+        positions = self._variance_positions(size, stats.device)
+        n = counts[:, None] * positions  # (G, R), 0 at the means
         # 1 elsewhere and where the batch is empty.
         return stats * torch.where(n > 1, n.to(stats.dtype) / (n - 1).clamp(min=1), 1.0)
 
-    def _variance_positions(self, size: tuple[int, int] | None) -> Tensor:
+    def _variance_positions(self, size: tuple[int, int] | None, device: torch.device) -> Tensor:
         """Pixels a biased variance in `running` averages over; 0 where there is none. (R)"""
         height, width = size or (self.shape.image_size,) * 2
-        if (height, width) not in self._positions:
-            self._positions[height, width] = self._count_positions(height, width)
-        return self._positions[height, width]
+        key = (height, width, device)
+        if key not in self._positions:
+            self._positions[key] = to_device(self._count_positions(height, width), device)
+        return self._positions[key]
 
     def _count_positions(self, height: int, width: int) -> Tensor:
         def positions(block: Block) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -31,6 +32,11 @@ class Call:
         self.keep = keep
         self._stats: list[Tensor] = []
 
+    @cached_property
+    def numbers(self) -> list[int] | None:
+        """`counts` for what runs client by client; on a GPU this waits for it, once a pass."""
+        return None if self.counts is None else self.counts.tolist()
+
     def take(self) -> tuple[Tensor, Tensor | None]:
         """Parameters (G, L) and running statistics of the next block.
 
@@ -55,7 +61,7 @@ class Call:
         """The next block, an ordinary module, on x (G, N, H, W, C), times scale (G)."""
         assert block.module is not None
         params, running = self.take()
-        out, stats = run_module(block.module, x, params, running, self.counts, scale)
+        out, stats = run_module(block.module, x, params, running, self.numbers, scale)
         self.record(stats)
         return out
 

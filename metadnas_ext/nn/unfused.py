@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ def run_module(
     x: Tensor,
     params: Tensor,
     running: Tensor | None,
-    counts: Tensor | None,
+    counts: Sequence[int] | None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A module's forward pass for G clients, each with its own parameters.
@@ -40,7 +41,7 @@ def run_module(
     size = (math.ceil(height / module.stride), math.ceil(width / module.stride))
     outs, stats = [], []
     for g in range(x.shape[0]):
-        used = images if counts is None else int(counts[g])
+        used = images if counts is None else counts[g]
         own = None if running is None else running[g]
         if used == 0:
             outs.append(x.new_zeros(images, *size, module.channels_out))
@@ -57,7 +58,7 @@ def run_module(
     return torch.stack(outs), torch.stack(stats)
 
 
-def scaled(x: Tensor, scale: Tensor, counts: Tensor | None) -> Tensor:
+def scaled(x: Tensor, scale: Tensor, counts: Sequence[int] | None) -> Tensor:
     """x (G, N, ...) times scale (G), client by client; zeros for images that do not count.
 
     The sum in the factor's gradient must depend neither on the cohort nor on other images.
@@ -68,7 +69,7 @@ def scaled(x: Tensor, scale: Tensor, counts: Tensor | None) -> Tensor:
     return torch.stack(
         [
             F.pad(s * own[:used], (*ends, 0, x.shape[1] - used))
-            for s, own, used in zip(scale, x, counts.tolist(), strict=True)
+            for s, own, used in zip(scale, x, counts, strict=True)
         ]
     )
 
@@ -84,7 +85,7 @@ def _run_one(
     statistics = norms.views(row.detach())
     constants = {
         name: t.to(params.dtype) if t.is_floating_point() else t
-        for name, t in module.constants.items()
+        for name, t in module.constants_on(params.device).items()
     }
     module.skeleton.train(running is None)
     out = torch.func.functional_call(

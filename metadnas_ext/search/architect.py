@@ -12,11 +12,12 @@ from torch import Tensor
 from metadnas_ext.config import ClientConfig
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.nn.functional import cross_entropy
-from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
+from metadnas_ext.search.cohort import Batch, Cohort
+from metadnas_ext.search.finite import FiniteCheck
 from metadnas_ext.search.objective import Objective
 from metadnas_ext.search.optimizers import RowAdam, RowOptimizer, per_client, row_norms
 from metadnas_ext.search.relaxations import Mixing, Relaxation
-from metadnas_ext.search.training import Pass, check_finite, weight_pass
+from metadnas_ext.search.steps import Pass, StepBatches, weight_pass
 from metadnas_ext.search.trajectory import Losses, Trajectory
 
 TINY = torch.finfo(torch.float32).tiny
@@ -48,7 +49,7 @@ class Architect(ABC):
         self._plan = plan
         self._objective = objective
         self._relaxation = relaxation
-        self._where = where
+        self._check = FiniteCheck(cohort, where)
         self._warmup = warmup
         self._trajectory = trajectory
         self._optimizer = RowAdam(
@@ -58,18 +59,43 @@ class Architect(ABC):
             weight_decay=config.alpha_weight_decay,
         )
 
+    def __call__(
+        self,
+        cohort: Cohort,
+        batches: StepBatches,
+        step: int,
+        train: Batch,
+        optimizer: RowOptimizer,
+    ) -> Pass:
+        """A step up to the gradient of w; see `LocalStep`."""
+        self.before(cohort, batches, step, train, optimizer)
+        return self.weight_pass(cohort, batches, step, train)
+
+    def kind(self, batches: StepBatches, step: int) -> tuple[int, ...]:
+        """Clients that train, and those of them who do not search; see `LocalStep`."""
+        return batches.active(step), self._searching(batches, step).start
+
+    def validating(self, batches: StepBatches, step: int) -> slice | None:
+        """The clients that search on validation data, if there are any; see `LocalStep`."""
+        rows = self._searching(batches, step)
+        return None if rows.start == rows.stop else rows
+
+    def finish(self) -> None:
+        """Behind the last step; see `LocalStep`."""
+        self._check.finish()
+
     @abstractmethod
     def before(
         self,
         cohort: Cohort,
-        batches: TrainBatches,
+        batches: StepBatches,
         step: int,
         train: Batch,
         optimizer: RowOptimizer,
     ) -> None:
         """Before w takes step `step` on `train` with `optimizer`: may move α."""
 
-    def weight_pass(self, cohort: Cohort, batches: TrainBatches, step: int, train: Batch) -> Pass:
+    def weight_pass(self, cohort: Cohort, batches: StepBatches, step: int, train: Batch) -> Pass:
         """The pass on which w then moves."""
         rows = slice(0, batches.active(step))
         assert cohort.alpha is not None
@@ -77,7 +103,7 @@ class Architect(ABC):
         return weight_pass(self._plan, cohort.theta[rows], mixing.weights, train)
 
     def weight_losses(
-        self, batches: TrainBatches, step: int, train: Batch, clients: slice
+        self, batches: StepBatches, step: int, train: Batch, clients: slice
     ) -> Losses:
         """The losses of that pass again, of some of its clients."""
         batch = train.rows(clients).copy()
@@ -88,13 +114,13 @@ class Architect(ABC):
 
         return losses
 
-    def _searching(self, batches: TrainBatches, step: int) -> slice:
+    def _searching(self, batches: StepBatches, step: int) -> slice:
         """Rows that train and are past the warm-up, which clients with short epochs leave first."""
         active = batches.active(step)
         return slice(min(batches.within(step, self._warmup), active), active)
 
     def _mix(
-        self, alpha: Tensor, batches: TrainBatches, step: int, rows: slice, part: str
+        self, alpha: Tensor, batches: StepBatches, step: int, rows: slice, part: str
     ) -> Mixing:
         """Mixing weights of a step for batches of `part`, which draws for itself."""
         generators = partial(batches.generators, step, f"relaxation/{part}", rows)
@@ -115,10 +141,10 @@ class Architect(ABC):
     ) -> None:
         """One step of Adam on the α of `rows`."""
         assert cohort.alpha is not None
-        check_finite(losses, cohort, self._where, first=rows.start)
+        self._check(losses, first=rows.start)
         self._objective.advance(mixing.chances, rows)
         self._optimizer.step(grad, rows.stop, rows.start)
-        check_finite(cohort.alpha[rows], cohort, self._where, "alpha", rows.start)
+        self._check(cohort.alpha[rows], "alpha", rows.start)
 
 
 class FirstOrder(Architect):
@@ -127,13 +153,13 @@ class FirstOrder(Architect):
     def before(
         self,
         cohort: Cohort,
-        batches: TrainBatches,
+        batches: StepBatches,
         step: int,
         train: Batch,
         optimizer: RowOptimizer,
     ) -> None:
-        rows = self._searching(batches, step)
-        if rows.start == rows.stop:
+        rows = self.validating(batches, step)
+        if rows is None:
             return
         assert cohort.alpha is not None
         alpha = cohort.alpha[rows].detach().requires_grad_()
@@ -147,7 +173,7 @@ class FirstOrder(Architect):
         self._move(cohort, rows, losses, grad, mixing)
 
     def _losses_again(
-        self, batches: TrainBatches, step: int, val: Batch, rows: slice, clients: slice
+        self, batches: StepBatches, step: int, val: Batch, rows: slice, clients: slice
     ) -> Losses:
         """The losses of this step on the α of `rows`, of those of them that are in `clients`."""
         batch = val.rows(slice(clients.start - rows.start, clients.stop - rows.start)).copy()
@@ -178,13 +204,13 @@ class Unrolled(Architect):
     def before(
         self,
         cohort: Cohort,
-        batches: TrainBatches,
+        batches: StepBatches,
         step: int,
         train: Batch,
         optimizer: RowOptimizer,
     ) -> None:
-        rows = self._searching(batches, step)
-        if rows.start == rows.stop:
+        rows = self.validating(batches, step)
+        if rows is None:
             return
         assert cohort.alpha is not None
         theta, train = cohort.theta[rows], train.rows(rows)
@@ -217,14 +243,17 @@ class SingleLevel(Architect):
     def before(
         self,
         cohort: Cohort,
-        batches: TrainBatches,
+        batches: StepBatches,
         step: int,
         train: Batch,
         optimizer: RowOptimizer,
     ) -> None:
         """Nothing: α moves in the same pass as w."""
 
-    def weight_pass(self, cohort: Cohort, batches: TrainBatches, step: int, train: Batch) -> Pass:
+    def validating(self, batches: StepBatches, step: int) -> slice | None:
+        return None
+
+    def weight_pass(self, cohort: Cohort, batches: StepBatches, step: int, train: Batch) -> Pass:
         rows, everyone = self._searching(batches, step), slice(0, batches.active(step))
         if rows.start == rows.stop:
             return super().weight_pass(cohort, batches, step, train)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from metadnas_ext.data import ImageStore
 from metadnas_ext.nn import NetworkPlan
+from metadnas_ext.placement import to_device
 from metadnas_ext.search.architect import TINY
 from metadnas_ext.search.cohort import Cohort
+from metadnas_ext.search.finite import check_finite
 from metadnas_ext.search.optimizers import per_client, row_norms
 from metadnas_ext.search.relaxations import Relaxation
-from metadnas_ext.search.training import check_finite
 from metadnas_ext.search.validation import validation_gradient
 from metadnas_ext.seeding import generator
 
@@ -31,7 +32,7 @@ def alpha_hessian_eigenvalue(
     iterations: int = 20,
     tolerance: float = 0.01,
 ) -> Tensor:
-    """Largest eigenvalue of ∇²_α L_val of each client, float64 (G).
+    """Largest eigenvalue of ∇²_α L_val of each client, float64 (G) on the CPU.
 
     Zela et al., "Understanding and robustifying DARTS" (ICLR 2020): where it grows, what α chooses
     gets worse when discretised. L_val is the cross-entropy on all validation data, with the
@@ -50,11 +51,11 @@ def alpha_hessian_eigenvalue(
     def gradient(at: Tensor) -> Tensor:
         grad = validation_gradient(plan, cohort, at, relaxation, store, batch_size, where).alpha
         check_finite(grad, cohort, where, "gradient in alpha")
-        return grad.double()
+        return grad.double().cpu()
 
     def product(vectors: Tensor) -> Tensor:
-        """Hessian of each client times its unit vector: (G, D) -> (G, D)."""
-        shift = (epsilon * vectors).to(alpha.dtype).view_as(alpha)
+        """Hessian of each client times its unit vector: (G, D) -> (G, D), both on the CPU."""
+        shift = to_device((epsilon * vectors).to(alpha.dtype), alpha.device).view_as(alpha)
         return (gradient(alpha + shift) - gradient(alpha - shift)).flatten(1) / (2 * epsilon)
 
     rng = generator(seed, "hessian")

@@ -44,7 +44,8 @@ class CostPenalty(Term):
 
     Args:
         costs: one table for all, or each client's own in the order of the cohort.
-        budgets: (G) float64, in the unit of `costs`, in the order of the cohort.
+        budgets: (G) float64, in the unit of `costs`, in the order of the cohort; as these, on its
+            device.
         strength: λ, at the start of dual ascent.
     """
 

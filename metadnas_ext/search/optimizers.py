@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.ops import adam_rows_, sgd_rows_
+from metadnas_ext.placement import to_device
 
 CLIP_EPS = 1e-6  # added to the norm, as torch.nn.utils.clip_grad_norm_ does
 
@@ -71,7 +72,7 @@ class RowAdam:
         self._rows = rows
         self._mean = torch.zeros_like(rows)
         self._square = torch.zeros_like(rows)
-        self._steps = torch.zeros(len(rows))
+        self._steps = torch.zeros(len(rows), device=rows.device)
         self._lr, self._betas, self._decay, self._eps = lr, betas, weight_decay, eps
         self._clip = clip
 
@@ -163,7 +164,7 @@ class RowSGD:
     def unrolled(self, grad: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         w = self._rows[rows]
         step = self._momentum * self._velocity[rows] + grad + self._decay * w
-        rates = w.new_tensor(self._rates(rows, self._done))
+        rates = _as_tensor(self._rates(rows, self._done), w)
         return w - rates[:, None] * step, rates
 
     def apply(self, tensors: Sequence[Tensor], grad: Tensor, clients: slice, done: int) -> None:
@@ -187,7 +188,7 @@ class RowSGD:
         done: int,
     ) -> Tensor:
         to_rows, to_velocity = (adjoint[clients] for adjoint in adjoints)
-        rates = to_rows.new_tensor(self._rates(clients, done))
+        rates = _as_tensor(self._rates(clients, done), to_rows)
         to_velocity.sub_(per_client(rates, to_rows) * to_rows)
         to_used = to_velocity.clone()
         to_velocity.mul_(self._momentum)
@@ -198,6 +199,10 @@ class RowSGD:
         return [
             self._lr * (1 + math.cos(math.pi * done / total)) / 2 for total in self._total[clients]
         ]
+
+
+def _as_tensor(values: Sequence[float], like: Tensor) -> Tensor:
+    return to_device(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 def row_norms(x: Tensor, least: float = 0.0) -> Tensor:

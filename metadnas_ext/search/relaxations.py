@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metadnas_ext.placement import to_device
+
 if TYPE_CHECKING:
     from metadnas_ext.config import ClientConfig
     from metadnas_ext.nn.stages import Weights
@@ -187,7 +189,8 @@ def gumbel_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Standard Gumbel noise of the shape and type of `like` (G, ...), each row by its generator."""
     shape, tiny = like.shape[1:], torch.finfo(torch.float64).tiny
     rows = [torch.empty(shape, dtype=torch.float64).exponential_(generator=g) for g in generators]
-    return torch.stack([-row.clamp(min=tiny).log() for row in rows]).to(like.dtype)
+    noise = torch.stack([-row.clamp(min=tiny).log() for row in rows])
+    return to_device(noise.to(like.dtype), like.device)
 
 
 def each(function: Callable[[Tensor], Tensor], alpha: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from torch import Tensor
 from metadnas_ext.data import ImageStore
 from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.nn.functional import correct, cross_entropy
+from metadnas_ext.placement import to_device
 from metadnas_ext.search.cohort import Cohort, passes
+from metadnas_ext.search.finite import FiniteCheck
 from metadnas_ext.search.relaxations import Relaxation
-from metadnas_ext.search.training import Evaluation, check_finite
+from metadnas_ext.search.training import Evaluation
 
 
 class Validation(NamedTuple):
@@ -40,20 +42,23 @@ def validation_gradient(
     """
     inputs = [alpha, cohort.theta] if with_theta else [alpha]
     grads = [torch.zeros_like(x) for x in inputs]
-    size = torch.tensor([len(s.val) for s in cohort.splits], dtype=torch.float64)
+    device, check = alpha.device, FiniteCheck(cohort, where)
+    images = torch.tensor([len(s.val) for s in cohort.splits], dtype=torch.float64)
+    size = to_device(images, device)
     loss, hits = torch.zeros_like(size), torch.zeros_like(size)
-    for batch in passes(store, cohort.splits, "val", batch_size, cohort.theta.dtype):
+    for batch in passes(store, cohort.splits, "val", batch_size, cohort.theta.dtype, device):
         leaves = [x.detach().requires_grad_() for x in inputs]
         theta = leaves[1] if with_theta else cohort.theta
         weights = relaxation.mixture(leaves[0]).weights
         out = plan(theta, weights, batch.x, running=cohort.running, counts=batch.counts)
         losses = cross_entropy(out.logits, batch.labels, batch.sizes)
-        check_finite(losses, cohort, where)
+        check(losses)
         share = (batch.sizes / size).to(losses.dtype)  # (G)
         steps = torch.autograd.grad((losses * share).sum(), leaves)
         for grad, step in zip(grads, steps, strict=True):
             grad += step
         loss += losses.detach() * batch.sizes
         hits += correct(out.logits, batch.labels, batch.sizes)
-    figures = Evaluation(loss / size, hits / size, size)
+    check.finish()
+    figures = Evaluation.of(loss, hits, size)
     return Validation(grads[0], grads[1] if with_theta else None, figures)

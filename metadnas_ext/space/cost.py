@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.errors import ConfigError
+from metadnas_ext.placement import to_device
 from metadnas_ext.space.cell_space import KEPT, Architecture, CellSpace
 from metadnas_ext.space.shape import Shape
 
@@ -53,6 +55,11 @@ class CostTable:
     def candidates(self) -> tuple[str, ...]:
         return self.space.candidates
 
+    @cached_property
+    def survival(self) -> Tensor:
+        """See `CellSpace.survival`; on the device of `cells`."""
+        return self.space.survival().to(self.cells.device)
+
     def to(self, device: torch.device | str) -> CostTable:
         """The same table on `device`, so that `expected_cost` there copies nothing."""
         return replace(self, cells=self.cells.to(device))
@@ -62,13 +69,13 @@ class CostTable:
 class CohortCosts:
     """Cost tables of k clients, one behind another, for the expected costs of a whole cohort.
 
-    `cells` is float64 [k, types, edges, candidates], `fixed` [k]; each client's in the unit of its
-    own table.
+    `cells` is float64 [k, types, edges, candidates], `fixed` [k], `survival` [edges]; each client's
+    in the unit of its own table.
     """
 
     cells: Tensor
     fixed: Tensor
-    space: CellSpace
+    survival: Tensor
 
     @classmethod
     def of(cls, tables: Sequence[CostTable]) -> CohortCosts:
@@ -78,8 +85,12 @@ class CohortCosts:
         return cls(
             torch.stack([table.cells for table in tables]),
             torch.tensor([table.fixed for table in tables], dtype=torch.float64),
-            tables[0].space,
-        )
+            tables[0].survival,
+        ).to(tables[0].cells.device)
+
+    def to(self, device: torch.device) -> CohortCosts:
+        """The same on `device`."""
+        return CohortCosts(*(to_device(t, device) for t in vars(self).values()))
 
     def rows(self, rows: slice) -> CohortCosts:
         """Those of some of the clients."""
@@ -114,8 +125,13 @@ def expected_cost(table: CostTable | CohortCosts, *p: Tensor) -> Tensor:
     those of a cohort's table are its clients. Returns float64 [...]: MACs do not fit half precision
     and are rounded in single.
     """
-    chances = table.space.survival().to(p[0].device)[:, None]  # (edges, 1)
-    total = torch.as_tensor(table.fixed, dtype=torch.float64, device=p[0].device)
+    device = p[0].device
+    chances = table.survival.to(device)[:, None]  # (edges, 1)
+    fixed = table.fixed
+    if isinstance(fixed, Tensor):
+        total = fixed.to(device)
+    else:
+        total = torch.full((), fixed, dtype=torch.float64, device=device)
     for costs, weights in zip(table.cells.unbind(-3), p, strict=True):
         # What broadcasts would pass for the costs of other clients.
         if weights.shape[-costs.dim() :] != costs.shape:

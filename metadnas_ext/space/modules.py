@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from metadnas_ext.errors import ConfigError
+from metadnas_ext.placement import to_device
 from metadnas_ext.space.primitives import BatchNorm, Part, Weight, parts_cost
 
 _PROBED = 2  # images of a trial run: batch norm of one image of one pixel has no variance
@@ -56,7 +57,16 @@ class ModuleTemplate:
             if not isinstance(module, _BatchNorm)
             for name, buffer in module.named_buffers(recurse=False)
         }
+        self._moved: dict[torch.device, dict[str, Tensor]] = {}
         self._macs: dict[int, int] = {}
+
+    def constants_on(self, device: torch.device) -> dict[str, Tensor]:
+        """`constants` on a device, which they are moved to once."""
+        if device.type == "cpu":
+            return self.constants
+        if device not in self._moved:
+            self._moved[device] = {n: to_device(t, device) for n, t in self.constants.items()}
+        return self._moved[device]
 
     def fresh(self, seed: int) -> list[Tensor]:
         """First values of the parameters, as the module's own constructor draws them."""

@@ -121,7 +121,9 @@ def test_a_clients_batches_do_not_depend_on_its_cohort(part: str) -> None:
         for step in range(batches.steps[row]):
             batch = getattr(batches, part)(batches.active(step))
             size = int(batch.sizes[row])
-            rows.append(Batch(batch.x[row, :size], batch.labels[row, :size], batch.sizes[row]))
+            rows.append(
+                Batch(batch.x[row, :size], batch.labels[row, :size], batch.sizes[row], (size,))
+            )
         return rows
 
     for cohort in ([0, 1], [3, 0], [0, 1, 2, 3]):

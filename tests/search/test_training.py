@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from metadnas_ext.errors import DivergenceError
 from metadnas_ext.nn import DerivedNet, NetworkPlan, derived_plan, supernet_plan
 from metadnas_ext.search.cohort import Cohort, ordered
+from metadnas_ext.search.finite import check_finite
 from metadnas_ext.search.relaxations import SOFTMAX, Sigmoid
-from metadnas_ext.search.training import Training, check_finite, evaluate, recalibrate, train
+from metadnas_ext.search.training import Training, evaluate, recalibrate, train
 from metadnas_ext.space import Genotype
 
 from ..federated._tiny import assert_close

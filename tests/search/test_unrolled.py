@@ -24,7 +24,8 @@ from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches
 from metadnas_ext.search.objective import Objective
 from metadnas_ext.search.optimizers import RowOptimizer
 from metadnas_ext.search.relaxations import SOFTMAX, Gumbel, Relaxation
-from metadnas_ext.search.training import Training, weight_pass
+from metadnas_ext.search.steps import weight_pass
+from metadnas_ext.search.training import Training
 from metadnas_ext.space import cost_table
 
 from . import _smooth
