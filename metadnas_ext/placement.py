@@ -6,6 +6,7 @@ Random numbers are drawn on the CPU and moved, so that a run draws the same ones
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     Only in this direction: a copy from a device that nobody waits for may be read too early.
     """
     return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+
+
+def index_on(device: torch.device, rows: Sequence[int]) -> Tensor:
+    """Rows to index a tensor of the device with, int64; a list would wait for the device."""
+    return to_device(torch.tensor(rows, dtype=torch.int64), device)
 
 
 def fits(size: int, device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from rich.progress import (
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods import Method, RoundFigures
+from metadnas_ext.placement import CPU
 from metadnas_ext.report.comparison import Comparison
 from metadnas_ext.report.names import method_name, percent, quantity
 from metadnas_ext.report.result import ClientResult
@@ -118,6 +119,7 @@ class Display:
             f"{store.name}: {len(store)} images of {store.image_size}x{store.image_size}, "
             f"{len(store.classes)} classes, over {len(federation.splits)} clients "
             f"({len(federation.unseen)} unseen)"
+            + ("" if federation.device == CPU else f", on {federation.device}")
         )
         self._print(f"run folder: {self._run_dir}")
 

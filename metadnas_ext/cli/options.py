@@ -44,6 +44,10 @@ Budget = Annotated[
         "dearest network on the client's device, above 1 units (docs/budgets.md)."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute: cpu (default), cuda, cuda:<n>, or auto: a GPU if any."),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Preset = Annotated[
     str | None,
@@ -93,6 +97,7 @@ KEYS = {
     "channels": "space.channels",
     "layers": "space.layers",
     "budget": "budget.levels",
+    "device": "run.device",
     "seed": "run.seed",
 }
 
@@ -128,6 +133,7 @@ def shared_options(
     channels: Channels = None,
     layers: Layers = None,
     budget: Budget = None,
+    device: Device = None,
     seed: Seed = None,
     preset: Preset = None,
     config: ConfigFile = None,

@@ -67,6 +67,7 @@ def _run(
     from metadnas_ext.federated.federation import Federation
     from metadnas_ext.files import locked
     from metadnas_ext.methods import METHODS
+    from metadnas_ext.placement import device_of, make_repeatable
 
     with friendly():
         import_all(request.imports)
@@ -75,6 +76,7 @@ def _run(
         threads = configs[0][1].run.threads or torch.get_num_threads()
         runs = [(f, config.updated({"run.threads": threads})) for f, config in configs]
         torch.set_num_threads(threads)
+        make_repeatable(device_of(configs[0][1].run.device))
         # All of them before anything is written; the first is built last and goes on.
         for _, config in reversed(runs if not request.resume else runs[:1]):
             federation = Federation.build(config)

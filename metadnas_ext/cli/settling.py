@@ -10,6 +10,12 @@ from metadnas_ext.config import Config, load_file
 from metadnas_ext.errors import ConfigError
 
 
+MOVING = (
+    "; a run keeps its device, as another one rounds differently: what follows would not be what {} "
+    "had computed. To go on elsewhere all the same, change run.device in its config.json"
+)
+
+
 def settled(
     command: str,
     wanted: list[str] | None,
@@ -24,6 +30,7 @@ def settled(
     from metadnas_ext.extras import require
     from metadnas_ext.federated import runner
     from metadnas_ext.methods import METHODS, TABLE_1
+    from metadnas_ext.placement import settled_name
     from metadnas_ext.report.comparison import check_target
 
     if wanted == ["all"]:
@@ -36,6 +43,8 @@ def settled(
         require("tensorboard", "tensorboard")
     from_file = load_file(request.config) if request.config else {}
     values = from_file | request.flags | assignments(request.assignments)
+    if "run.device" in values:
+        values["run.device"] = settled_name(str(values["run.device"]))
     numbers = None if seeds is None else _seeds(seeds, values)
     if request.resume:
         return _settled_resume(request, values, wanted, numbers)
@@ -79,6 +88,8 @@ def _settled_resume(
         given = (saved[0] if request.preset is None else preset_of(request.preset)).updated(values)
         if folder != out and "run.seed" not in values:  # --seeds gave each run its own
             given = given.updated({"run.seed": saved[0].run.seed})
+        if "run.device" not in values:  # a run stays where it has started, whatever the preset
+            given = given.updated({"run.device": saved[0].run.device})
         config, methods = _resumed(saved, given, wanted)
         runs.append((folder, config))
     found = [config.run.seed for _, config in runs]
@@ -96,9 +107,11 @@ def _resumed(
         given = given.updated({"run.threads": config.run.threads})
     differences = config.differences(given)
     if differences:
+        moved = config.run.device != given.run.device
+        hint = MOVING.format(config.run.device) if moved else ""
         raise ConfigError(
             f"the run was started with another configuration (saved, given): "
-            f"{'; '.join(differences)}"
+            f"{'; '.join(differences)}{hint}"
         )
     if methods is not None and methods != saved_methods:
         raise ConfigError(f"the run holds {', '.join(saved_methods)}; given: {', '.join(methods)}")

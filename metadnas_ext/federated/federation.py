@@ -26,7 +26,7 @@ from metadnas_ext.federated.devices import (
     common_table,
     device_tables,
 )
-from metadnas_ext.placement import CPU, device_of, fits, to_device
+from metadnas_ext.placement import CPU, device_of, fits, settled_name, to_device
 from metadnas_ext.seeding import derived_seed, generator
 from metadnas_ext.space import CohortCosts, CostTable, Shape, network_shape
 
@@ -53,11 +53,12 @@ class Federation:
 
     @classmethod
     def build(cls, config: Config) -> Federation:
-        """Loads and splits the data.
+        """Loads and splits the data. Of "auto", the configuration keeps the device it stands for.
 
         Raises DataError, ConfigError or BudgetError, before anything is written, if the run cannot
         work: see the messages.
         """
+        config = config.updated({"run.device": settled_name(config.run.device)})
         device = device_of(config.run.device)
         store = _placed(load_images(config), device)
         labels = store.labels.numpy()

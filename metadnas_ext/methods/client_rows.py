@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.ops import weighted_mean
-from metadnas_ext.placement import to_device
+from metadnas_ext.placement import index_on, to_device
 
 
 class ClientRows:
@@ -53,7 +53,7 @@ class ClientRows:
     def put(self, clients: Sequence[int], rows: Tensor) -> None:
         """Replaces the clients' rows (k, width)."""
         at = [self._index[client] for client in clients]
-        self._rows[at] = rows
+        self._rows[index_on(self._rows.device, at)] = rows
         self._known[at] = 1
 
     def mean(self, weights: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from metadnas_ext.data import ClientSplit
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.nn import NetworkPlan
-from metadnas_ext.placement import to_device
+from metadnas_ext.placement import index_on, to_device
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.training import cohort_of
 
@@ -73,7 +73,7 @@ class LocalParts:
         own = self._rows.of([cohort.clients[row] for row in rows], self._start)  # (k, L)
         parts = torch.split(own, [len(columns) for columns in self._columns], dim=1)
         for tensor, columns, part in zip(_tensors(cohort), self._columns, parts, strict=True):
-            at = to_device(torch.tensor(rows), columns.device)[:, None]
+            at = index_on(columns.device, rows)[:, None]
             tensor.view(len(tensor), -1)[at, columns] = part
         return cohort
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.derived import train_locally
 from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
-from metadnas_ext.placement import to_device
+from metadnas_ext.placement import index_on, to_device
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.training import Evaluation, evaluate
 from metadnas_ext.space import Architecture
@@ -60,16 +60,16 @@ def train_subnetworks(
         device = cohort.theta.device
         indices = inherit_indices(supernet, plan, genotype)
         columns, statistics = (to_device(index, device) for index in indices)
+        at = index_on(device, rows)[:, None]  # (k, 1)
         own = Cohort(
             [cohort.splits[row] for row in rows],
-            cohort.theta[rows][:, columns].contiguous(),
-            cohort.running[rows][:, statistics].contiguous(),
+            cohort.theta[at, columns],
+            cohort.running[at, statistics],
         )
         losses[rows] = train_locally(federation, plan, own, config.epochs, lr, where)
         val = evaluate(plan, own, store, "val", config.batch_size, where)
         for figure, values in zip(figures, val, strict=True):
             figure[rows] = values
-        at = to_device(torch.tensor(rows), device)[:, None]
         cohort.theta[at, columns], theta[at, columns] = own.theta, True
         cohort.running[at, statistics], running[at, statistics] = own.running, True
     return Share(cohort, theta, running, losses, Evaluation(*figures))
