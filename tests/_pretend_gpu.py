@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
 
@@ -29,11 +28,13 @@ INDEXING = (aten.index.Tensor, aten.index_put_.default)
 class PretendGPU:
     """While entered, `device=GPU` and `.to(GPU)` make tensors that are on it.
 
-    waits: how often something waited for the device, by name.
+    waits: how often something waited for the device, by name. uploads: copies to it, which cannot
+    be part of a CUDA graph.
     """
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
+        self.uploads = 0
         self._there: dict[int, StorageWeakRef] = {}
         self._modes = (_Dispatch(self), _Functions(self))
 
@@ -90,6 +91,7 @@ class _Dispatch(TorchDispatchMode):
     def _copied(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         if self._gpu.has(target) != self._gpu.has(source) and source.dim() > 0:
             self._gpu.waits["copy_"] += 1
+            self._gpu.uploads += 1
         return aten.copy_.default(target, source)
 
 
@@ -115,11 +117,16 @@ class _Functions(TorchFunctionMode):
             return self._to(own, args[1:], kwargs)
         if there and func is Tensor.numpy:
             raise TypeError("can't convert a tensor of the GPU to numpy")
-        if there and func in (Tensor.cpu, Tensor.tolist):
+        if there and func == Tensor.new_tensor:
+            self._gpu.uploads += 1
+        if there and func in (Tensor.cpu, Tensor.tolist, Tensor.new_tensor):
             self._gpu.waits[func.__name__] += 1
             if func is Tensor.cpu:
                 return self._down(own)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]) == GPU:
+            if func in (torch.tensor, torch.as_tensor):
+                self._gpu.waits[func.__name__] += 1
+                self._gpu.uploads += 1
             return self._gpu.put(func(*args, **kwargs | {"device": "cpu"}))
         return func(*args, **kwargs)
 
@@ -143,6 +150,7 @@ class _Functions(TorchFunctionMode):
             self._gpu.waits["to"] += 1
         if there:
             return self._down(own).to(*rest, **others)
+        self._gpu.uploads += 1
         return self._gpu.put(own.to(*rest, **others).clone())
 
     def _down(self, own: Tensor | None) -> Tensor:
@@ -153,4 +161,10 @@ class _Functions(TorchFunctionMode):
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _tensors(part)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))

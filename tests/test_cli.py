@@ -240,6 +240,9 @@ MISTAKES = {
     "bad partition": (["--partition", "random"], "data.partition is 'random', expected one of"),
     "all unseen": (["--clients", "2", "--set", "data.unseen=0.9"], "none would train"),
     "bad budget": (["--budget", "cheap"], "budget.levels is 'cheap', expected"),
+    "no such gpu": (["--device", "cuda:99"], "run.device is 'cuda:99'"),
+    "no device": (["--device", "gpu"], "expected cpu, cuda, cuda:<n> or auto"),
+    "graphs on the CPU": (["--set", "client.graphs=true"], "client.graphs is true, expected false"),
     "no such module": (["--import", "nobodys_module"], "--import nobodys_module: ModuleNotFound"),
     "no such file": (["--import", "nobodys.py"], "--import nobodys.py: FileNotFoundError"),
     "unknown space": (["--set", "space.space=darst"], "did you mean 'darts'?"),
@@ -337,6 +340,27 @@ def test_resume_with_another_preset_names_the_keys(finished: Path) -> None:
     assert "server.cohort (16, 10)" in message
     assert "server.rounds" not in message  # --set gave the saved value
     assert metadnas(*again, "--preset", "quick", *SMALL).exit_code == 0
+
+
+def test_a_run_keeps_its_device(finished: Path) -> None:
+    again = ["compare", "--resume", "--out", str(finished)]
+    message = one_line_error(metadnas(*again, "--device", "cuda:99"))
+    assert "run.device ('cpu', 'cuda:99')" in message
+    assert "change run.device in its config.json" in message
+    path = finished / "config.json"
+    before = path.read_text()
+    path.write_text(before.replace('"device": "cpu"', '"device": "cuda:99"'))
+    for options in ([], ["--preset", "quick", *SMALL]):  # a preset has no say in it
+        assert "run.device is 'cuda:99'" in one_line_error(metadnas(*again, *options))
+    path.write_text(before)
+
+
+def test_auto_is_settled_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ["compare", "--methods", "fedavg", "--out", "run", "--device", "auto"]
+    assert metadnas(*arguments, *SMALL, "--set", "server.rounds=0").exit_code == 0
+    assert load_config(tmp_path / "run")[0].run.device == "cpu"
+    assert metadnas(*arguments, "--resume").exit_code == 0
 
 
 def test_a_folder_in_use_is_refused(finished: Path) -> None:

@@ -9,10 +9,9 @@ from metadnas_ext.cli.options import DEFAULT_PRESET, Request, assignments, prese
 from metadnas_ext.config import Config, load_file
 from metadnas_ext.errors import ConfigError
 
-
 MOVING = (
-    "; a run keeps its device, as another one rounds differently: what follows would not be what {} "
-    "had computed. To go on elsewhere all the same, change run.device in its config.json"
+    "; a run keeps its device: another one rounds differently, and what follows would not be what "
+    "{} had computed. To go on elsewhere all the same, change run.device in its config.json"
 )
 
 

@@ -16,8 +16,8 @@ SEED_FOLDER = "seed-{}"
 """Name of one seed's run folder below the folder of a comparison with several."""
 _SEED_FOLDER = re.compile(r"seed-(\d+)")
 
-# What may differ between runs that are compared: it changes no figure beyond rounding, or is what is
-# averaged over.
+# What may differ between runs that are compared: it changes no figure but by rounding, or is what
+# is averaged over.
 _FREE = (
     "methods",
     "data.data_dir",

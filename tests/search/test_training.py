@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from metadnas_ext.errors import DivergenceError
 from metadnas_ext.nn import DerivedNet, NetworkPlan, derived_plan, supernet_plan
 from metadnas_ext.search.cohort import Cohort, ordered
-from metadnas_ext.search.finite import check_finite
+from metadnas_ext.search.finite import FiniteCheck, check_finite
 from metadnas_ext.search.relaxations import SOFTMAX, Sigmoid
 from metadnas_ext.search.training import Training, evaluate, recalibrate, train
 from metadnas_ext.space import Genotype
@@ -158,6 +158,25 @@ def test_a_loss_that_is_not_finite_names_phase_and_client(value: float) -> None:
     check_finite(torch.tensor([1.0, -3.0, 0.0]), cohort, "round 7")
     with pytest.raises(DivergenceError, match=r"round 7: the alpha of client 1 is nan"):
         check_finite(torch.tensor([1.0, float("nan")]), cohort, "round 7", "alpha", first=1)
+
+
+def test_what_is_put_off_is_told_at_the_end() -> None:
+    """As where looking at once would wait: each client's first bad value, until `finish`."""
+    cohort = fresh_cohort([1, 3, 0])  # in the cohort's order 3, 0, 1
+    nan, inf = float("nan"), float("inf")
+    at_once, later = (FiniteCheck(cohort, "round 7", at_once=now) for now in (True, False))
+    for values, first in (([1.0, 2.0], 1), ([1.0, inf, 2.0], 0), ([nan, nan], 0)):
+        later(torch.tensor(values), first=first)
+    later(torch.tensor([[1.0, nan], [1.0, 1.0]]), "alpha", first=1)
+    with pytest.raises(DivergenceError, match=r"the loss of client 3 is nan") as found:
+        later.finish()
+    assert found.value.diverged == {3: "loss is nan", 0: "loss is inf"}
+    with pytest.raises(DivergenceError, match=r"the loss of client 0 is inf"):
+        at_once(torch.tensor([1.0, inf, 2.0]))
+    at_once.finish()
+    fine = FiniteCheck(cohort, "round 7", at_once=False)
+    fine(torch.tensor([1e38, -1e38, 3.0]))
+    fine.finish()
 
 
 @pytest.mark.parametrize("broken", list(PARTS))
