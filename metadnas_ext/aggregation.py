@@ -127,7 +127,7 @@ def _checked_weights(weights: Tensor | Sequence[float] | None, clients: int) -> 
     """(G) float64 on the CPU."""
     if weights is None:
         return torch.ones(clients, dtype=torch.float64)
-    share = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
+    share = torch.as_tensor(weights, dtype=torch.float64).cpu()
     if share.shape != (clients,):
         raise ValueError(f"weights has shape {tuple(share.shape)}, expected ({clients},)")
     bad = ~((share >= 0) & (share < torch.inf))

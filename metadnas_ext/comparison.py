@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metadnas_ext import ops
+from metadnas_ext.placement import to_device
 
 
 def multi_krum(compared: Sequence[Tensor], byzantine: int | None, select: int | None) -> Tensor:
@@ -134,4 +135,5 @@ def _gram(compared: Sequence[Tensor], counting: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _rows(x: Tensor, mask: Tensor) -> Tensor:
-    return x if bool(mask.all()) else x[mask]
+    """The rows of x that `mask`, on the CPU, has."""
+    return x if bool(mask.all()) else x[to_device(mask.nonzero().flatten(), x.device)]

@@ -138,7 +138,7 @@ class _Functions(TorchFunctionMode):
                 target, rest = GPU if self._gpu.has(arg) else "cpu", [*rest, arg.dtype]
             elif isinstance(arg, (str, torch.device)):
                 target = arg
-            else:
+            elif isinstance(arg, torch.dtype):
                 rest.append(arg)
         others = {k: v for k, v in kwargs.items() if k not in ("device", "non_blocking")}
         there = self._gpu.has(own)

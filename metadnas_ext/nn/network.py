@@ -12,6 +12,7 @@ from metadnas_ext.nn.named import gather, register_parameters, register_running,
 from metadnas_ext.nn.plan import NetworkPlan
 from metadnas_ext.nn.stages import Weights
 from metadnas_ext.ops.mixed_op import check_keep
+from metadnas_ext.placement import to_device
 from metadnas_ext.search.discretize import discretize
 from metadnas_ext.space import (
     Architecture,
@@ -130,11 +131,11 @@ class _Supernet(_Network):
     def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
         """The discrete network of `genotype` with (one client's) weights and statistics."""
         net = DerivedNet(self.shape, genotype).to(self.arch_parameters()[0])
-        index, running_index = inherit_indices(self.plan, net.plan, genotype)
+        indices = inherit_indices(self.plan, net.plan, genotype)
         with torch.no_grad():
-            net.load_flat(
-                self.flat()[client, index][None], self.flat_running()[client, running_index][None]
-            )
+            theta, running = self.flat()[client], self.flat_running()[client]
+            index, running_index = (to_device(i, theta.device) for i in indices)
+            net.load_flat(theta[index][None], running[running_index][None])
         return net
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
