@@ -130,7 +130,8 @@ class _Supernet(_Network):
 
     def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
         """The discrete network of `genotype` with (one client's) weights and statistics."""
-        net = DerivedNet(self.shape, genotype).to(self.arch_parameters()[0])
+        alpha = self.arch_parameters()[0]
+        net = DerivedNet(self.shape, genotype).to(alpha.device, alpha.dtype)
         indices = inherit_indices(self.plan, net.plan, genotype)
         with torch.no_grad():
             theta, running = self.flat()[client], self.flat_running()[client]
