@@ -8,6 +8,12 @@ namespace {
 template <class T, int kColumns>
 using Tile = cuda::TileProduct<T, kTilePixels, kColumns>;
 
+template <class T, int kColumns>
+struct Shared {
+  typename Tile<T, kColumns>::Shared product;
+  Offsets offsets[kTilePixels];
+};
+
 template <class T, class S>
 struct InputGradient {
   BackwardArgs<T, S> args;
@@ -19,11 +25,16 @@ template <int kColumns, class T, class S>
 __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
     input_gradient_kernel(InputGradient<T, S> p) {
   using Own = Tile<T, kColumns>;
+  auto& shared = *cuda::shared_memory<Shared<T, kColumns>>();
   const Shape& shape = p.args.shape;
   const Place place(p.cut);
   const int64_t pixel = place.tile * kTilePixels;
   const int live = pixels_before(counted_pixels(p.args, place.client), place.tile);
   const int present = pixels_before(all_pixels(p.args), place.tile);
+  for (int i = threadIdx.x; i < present; i += Own::kThreads) {
+    shared.offsets[i] = Offsets::of(shape, place.grid, pixel + i);
+  }
+  __syncthreads();
   const GradZ<T, S> grad_z(p.args, p.coefficients, place.client);
   const int channel = place.grid * shape.grid_channels();
   const int first = place.column_tile * kColumns;
@@ -32,7 +43,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
   Own tile;
   if (live > 0) {
     tile.template add<cuda::Along::kDepth, cuda::Along::kSide>(
-        *cuda::shared_memory<typename Own::Shared>(), shape.grid_channels(),
+        shared.product, shape.grid_channels(),
         [&](int row, int64_t k) {
           return row < live ? grad_z.at(pixel + row, channel + static_cast<int>(k)) : T{0};
         },
@@ -46,7 +57,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
   for (int r = 0; r < Own::kEach; ++r) {
     const int row = Own::row() + r;
     if (row >= present) continue;
-    const Offsets offsets(shape, place.grid, pixel + row);
+    const Offsets offsets = shared.offsets[row];
 #pragma unroll
     for (int c = 0; c < Own::kEach; ++c) {
       const int column = Own::column() + c;
@@ -68,11 +79,11 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
 template <class T, class S>
 void input_gradient(const BackwardArgs<T, S>& args, const T* coefficients, cuda::Stream stream) {
   const Shape& shape = args.shape;
-  with_columns(shape.in_channels, [&]<int kColumns>() {
+  with_columns<T>(shape.in_channels, [&]<int kColumns>() {
     using Own = Tile<T, kColumns>;
     const Cut cut = cut_for<kColumns>(shape, shape.in_channels);
     cuda::launch(input_gradient_kernel<kColumns, T, S>, cuda::grid_size(cut.blocks(shape.clients)),
-                 Own::kThreads, sizeof(typename Own::Shared), stream, {args, cut, coefficients});
+                 Own::kThreads, sizeof(Shared<T, kColumns>), stream, {args, cut, coefficients});
   });
 }
 

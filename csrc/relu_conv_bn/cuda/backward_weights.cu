@@ -9,6 +9,7 @@ namespace {
 template <class T, int kColumns>
 using Tile = cuda::TileProduct<T, 64, kColumns>;
 
+constexpr int kRunPixels = 64;  // added up on their own: a long sum would cost digits
 constexpr int kAddThreads = 128;
 
 template <class T, int kColumns>
@@ -46,25 +47,30 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
   if (left <= 0) return;  // the whole block
   const int pixels = static_cast<int>(min(left, int64_t{kWeightPixels}));
   for (int i = threadIdx.x; i < pixels; i += Own::kThreads) {
-    shared.own[i] = Offsets(shape, grid, begin + i).own;
+    shared.own[i] = Offsets::of(shape, grid, begin + i).own;
   }
   __syncthreads();
   const S* x = p.args.x + client * shape.images * shape.in_image() + first_row;
   const GradZ<T, S> grad_z(p.args, p.coefficients, client);
   const int channel = grid * shape.grid_channels() + first_column;
-  Own tile;
-  tile.template add<cuda::Along::kSide, cuda::Along::kSide>(
-      shared.product, pixels,
-      [&](int row, int64_t k) {
-        if (first_row + row >= shape.in_channels || shared.own[k] == Offsets::kOutside) return T{0};
-        const T v = cuda::loaded(x[shared.own[k] + row]);
-        return p.args.relu ? cuda::relu(v) : v;
-      },
-      [&](int64_t k, int column) {
-        return first_column + column < shape.grid_channels()
-                   ? grad_z.at(begin + k, channel + column)
-                   : T{0};
-      });
+  Own sum;
+  for (int run = 0; run < pixels; run += kRunPixels) {
+    Own tile;
+    tile.template add<cuda::Along::kSide, cuda::Along::kSide>(
+        shared.product, min(kRunPixels, pixels - run),
+        [&](int row, int64_t k) {
+          const int64_t own = shared.own[run + k];
+          if (first_row + row >= shape.in_channels || own == Offsets::kOutside) return T{0};
+          const T v = cuda::loaded(x[own + row]);
+          return p.args.relu ? cuda::relu(v) : v;
+        },
+        [&](int64_t k, int column) {
+          return first_column + column < shape.grid_channels()
+                     ? grad_z.at(begin + run + k, channel + column)
+                     : T{0};
+        });
+    sum.add(tile);
+  }
   T* to = p.partial + block * shape.weights();
 #pragma unroll
   for (int c = 0; c < Own::kEach; ++c) {
@@ -73,7 +79,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
     for (int r = 0; r < Own::kEach; ++r) {
       const int row = first_row + Own::row() + r;
       if (first_column + column >= shape.grid_channels() || row >= shape.in_channels) continue;
-      to[int64_t{channel + column} * shape.in_channels + row] = tile.sums[r][c];
+      to[int64_t{channel + column} * shape.in_channels + row] = sum.sums[r][c];
     }
   }
 }
@@ -102,7 +108,7 @@ void weight_gradient(const BackwardArgs<T, S>& args, const T* coefficients, T* p
   WeightGradient<T, S> params{
       args,   ceil_div(shape.images * shape.out_pixels(), kWeightPixels), 0, 0, coefficients,
       partial};
-  with_columns(shape.grid_channels(), [&]<int kColumns>() {
+  with_columns<T>(shape.grid_channels(), [&]<int kColumns>() {
     using Own = Tile<T, kColumns>;
     params.row_tiles = ceil_div(shape.in_channels, Own::kRows);
     params.column_tiles = ceil_div(shape.grid_channels(), kColumns);

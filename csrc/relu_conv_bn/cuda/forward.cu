@@ -29,7 +29,7 @@ __device__ __forceinline__ Tile<T, kColumns> product_tile(const Args<T, S>& args
   Own tile;
   if (live == 0) return tile;  // for the whole block
   for (int i = threadIdx.x; i < live; i += Own::kThreads) {
-    shared.own[i] = Offsets(shape, place.grid, place.tile * kTilePixels + i).own;
+    shared.own[i] = Offsets::of(shape, place.grid, place.tile * kTilePixels + i).own;
   }
   __syncthreads();
   const S* x = args.x + place.client * shape.images * shape.in_image();
@@ -90,24 +90,25 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads) moments_kernel(Mo
   const Own tile = product_tile<kColumns>(p.args, place, live, shared);
   auto* scratch = reinterpret_cast<T(*)[kColumns]>(&shared.product);
   static_assert(sizeof(shared.product) >= Own::kRows / Own::kEach * kColumns * sizeof(T));
-  T mean[Own::kEach], m2[Own::kEach];
+  T mean[Own::kEach], rest[Own::kEach], squares[Own::kEach];
   column_sums<Own>(scratch, live, [&](int r, int c) { return tile.sums[r][c]; }, mean);
 #pragma unroll
   for (int c = 0; c < Own::kEach; ++c) mean[c] /= static_cast<T>(live);
-  const auto square = [&](int r, int c) {
-    const T d = tile.sums[r][c] - mean[c];
-    return d * d;
-  };
-  column_sums<Own>(scratch, live, square, m2);
+  const auto deviation = [&](int r, int c) { return tile.sums[r][c] - mean[c]; };
+  const auto square = [&](int r, int c) { return deviation(r, c) * deviation(r, c); };
+  column_sums<Own>(scratch, live, deviation, rest);  // what rounding took from the mean
+  column_sums<Own>(scratch, live, square, squares);
   if (Own::row() != 0) return;
+  const double n = live;
   double* to = p.to + (place.client * p.cut.pixel_tiles + place.tile) * 2 * shape.out_channels;
 #pragma unroll
   for (int c = 0; c < Own::kEach; ++c) {
     const int column = place.column_tile * kColumns + Own::column() + c;
     if (column >= shape.grid_channels()) continue;
     const int channel = place.grid * shape.grid_channels() + column;
-    to[channel] = static_cast<double>(mean[c]);
-    to[shape.out_channels + channel] = static_cast<double>(m2[c]);
+    const double off = static_cast<double>(rest[c]) / n;
+    to[channel] = static_cast<double>(mean[c]) + off;
+    to[shape.out_channels + channel] = static_cast<double>(squares[c]) - n * off * off;
   }
 }
 
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
 template <class T, class S>
 void batch_statistics(const Args<T, S>& args, double* moments, cuda::Stream stream) {
   const Shape& shape = args.shape;
-  with_columns(shape.grid_channels(), [&]<int kColumns>() {
+  with_columns<T>(shape.grid_channels(), [&]<int kColumns>() {
     const Cut cut = cut_for<kColumns>(shape, shape.grid_channels());
     cuda::launch(moments_kernel<kColumns, T, S>, cuda::grid_size(cut.blocks(shape.clients)),
                  Tile<T, kColumns>::kThreads, sizeof(Shared<T, kColumns>), stream,
@@ -201,7 +202,7 @@ void batch_statistics(const Args<T, S>& args, double* moments, cuda::Stream stre
 template <class T, class S>
 void normalised_product(const ForwardArgs<T, S>& args, cuda::Stream stream) {
   const Shape& shape = args.shape;
-  with_columns(shape.grid_channels(), [&]<int kColumns>() {
+  with_columns<T>(shape.grid_channels(), [&]<int kColumns>() {
     const Cut cut = cut_for<kColumns>(shape, shape.grid_channels());
     cuda::launch(normalised_kernel<kColumns, T, S>, cuda::grid_size(cut.blocks(shape.clients)),
                  Tile<T, kColumns>::kThreads, sizeof(Shared<T, kColumns>), stream, {args, cut});

@@ -28,18 +28,13 @@ struct Offsets {
   int64_t own;   // the pixel that the output reads; kOutside: a zero
   int64_t rest;  // stride 2: its neighbour in the row, which no grid reads; kOutside: none
 
-  __device__ __forceinline__ Offsets(const Shape& shape, int grid, int64_t pixel) {
-    if (shape.stride == 1) {
-      own = pixel * shape.in_channels;
-      rest = kOutside;
-      return;
-    }
+  static __device__ __forceinline__ Offsets of(const Shape& shape, int grid, int64_t pixel) {
+    if (shape.stride == 1) return {pixel * shape.in_channels, kOutside};
     const int64_t image = pixel / shape.out_pixels();
-    const int inside = static_cast<int>(pixel % shape.out_pixels());
-    const int row = 2 * (inside / shape.out_width()) + grid;
-    const int column = 2 * (inside % shape.out_width());
-    own = at(shape, image, row, column + grid);
-    rest = at(shape, image, row, column + 1 - grid);
+    const int inside = static_cast<int>(pixel - image * shape.out_pixels());
+    const int row = inside / shape.out_width(), column = inside % shape.out_width();
+    return {at(shape, image, 2 * row + grid, 2 * column + grid),
+            at(shape, image, 2 * row + grid, 2 * column + 1 - grid)};
   }
 
  private:
@@ -91,10 +86,13 @@ __device__ __forceinline__ int pixels_before(int64_t end, int64_t tile) {
   return static_cast<int>(max(int64_t{0}, min(left, int64_t{kTilePixels})));
 }
 
-// f.operator()<columns>() for tiles as wide as the columns there are: at most a few are idle.
-template <class F>
+// f.operator()<columns>() for tiles about as wide as the columns there are. Double precision is for
+// checks: one width will do.
+template <class T, class F>
 void with_columns(int columns, F&& f) {
-  if (columns <= 16) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    f.template operator()<32>();
+  } else if (columns <= 16) {
     f.template operator()<16>();
   } else if (columns <= 32) {
     f.template operator()<32>();
