@@ -1,0 +1,170 @@
+"""What replaces `forward` on single modules of a model. Ordinary objects: they copy and pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metadnas_ext import ops
+from metadnas_ext.fuse import norms
+from metadnas_ext.fuse.deferred import Deferred, settle
+from metadnas_ext.fuse.evaluate import channels_first, channels_last, packed, version_of
+from metadnas_ext.fuse.norms import NormMode, mode_of
+from metadnas_ext.fuse.recognise import Block, Candidate, NormAt, Part
+from metadnas_ext.fuse.scope import Call, Scope, current, recording
+from metadnas_ext.fuse.settings import below, settings, unchanged, unhooked
+
+
+class Replacement:
+    """Stands on a module in place of the method of that name of its class."""
+
+    def __init__(self, module: nn.Module, method: str = "forward") -> None:
+        self.module = module
+        self.method = method
+
+    def attach(self) -> None:
+        vars(self.module)[self.method] = self
+
+    def detach(self) -> None:
+        vars(self.module).pop(self.method, None)
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+
+
+class Entry(Replacement):
+    """The user's own code of a cell or mixed operation, in which candidates may wait.
+
+    `waits`: whether its last result was a sum still to be made.
+    """
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__(module, method)
+        self.waits = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if recording():
+            return self.original(*args, **kwargs)
+        if current() is not None:  # within a cell: its end settles what still waits
+            result = self.original(*args, **kwargs)
+            return result if not self.module._forward_hooks else settle(result)
+        with Scope() as scope:
+            result = self.original(*args, **kwargs)
+            self.waits = isinstance(result, Deferred) and result.waiting
+            result = settle(result)
+            # A result that nobody used still moves running statistics.
+            for call in scope.calls:
+                if not call.done and call.mode is not None:
+                    Deferred(scope, [(call, 1.0)], [], _shape(call)).tensor()
+        return result
+
+
+class Fused(Replacement):
+    """The forward of a module that is one operation of the kernels."""
+
+    def __init__(self, module: nn.Module, parts: tuple[Part, ...]) -> None:
+        super().__init__(module)
+        self.parts = parts
+        self.settings = settings(module)
+
+    def tensors(self) -> list[Tensor]:
+        """Parameters in the kernels' order; looked up each time, as users may swap them."""
+        found: list[Tensor] = []
+        for part in self.parts:
+            if isinstance(part, NormAt):
+                norm = below(self.module, part.path)
+                found += [t for t in (norm.weight, norm.bias) if isinstance(t, Tensor)]
+            else:
+                path, _, name = part.path.rpartition(".")
+                found.append(getattr(below(self.module, path), name))
+        return found
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        found = (below(self.module, p.path) for p in self.parts if isinstance(p, NormAt))
+        return [norm for norm in found if isinstance(norm, nn.BatchNorm2d)]
+
+    def applies(self, x: Any, channels: int | None) -> bool:
+        """Whether the module is still what was recognised, and x is for the CPU's kernels."""
+        return (
+            (isinstance(x, Deferred) or type(x) in (Tensor, nn.Parameter))
+            and x.dim() == 4
+            and (channels is None or x.shape[1] == channels)
+            and (isinstance(x, Deferred) or _computable(x))
+            and unhooked(self.module)
+            and unchanged(self.module, self.settings)
+        )
+
+    def modes(self) -> set[NormMode | None]:
+        """How its batch norms work now: one mode, if an operator can run them together."""
+        return {mode_of(norm) for norm in self.norms()}
+
+
+class CandidateForward(Fused):
+    """A candidate: its result waits to be summed. Outside a scope it is what it was."""
+
+    def __init__(self, module: nn.Module, found: Candidate) -> None:
+        super().__init__(module, found.parts)
+        self.found = found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        scope = current()
+        if scope is None or not args or not self.applies(args[0], self.found.channels):
+            return self.original(*settle(args), **settle(kwargs))
+        modes = self.modes() or {None}
+        if len(modes) > 1 or (self.parts and None in modes) or not scope.open():
+            return self.original(*settle(args), **settle(kwargs))
+        call = Call(self, args[0], modes.pop(), version_of(args[0]))
+        scope.calls.append(call)
+        return Deferred(scope, [(call, 1.0)], [], _shape(call))
+
+
+class BlockForward(Fused):
+    """ReLU, convolution, batch norm in one operator, wherever it is called."""
+
+    def __init__(self, module: nn.Module, found: Block) -> None:
+        super().__init__(module, found.parts)
+        self.found = found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = settle(args), settle(kwargs)
+        if recording() or not args or not self.applies(args[0], self.found.channels_in):
+            return self.original(*args, **kwargs)
+        (mode,) = self.modes()
+        if mode is None:
+            return self.original(*args, **kwargs)
+        return self._run(args[0], mode)
+
+    def _run(self, image: Tensor, mode: NormMode) -> Tensor:
+        x = channels_last(image)  # (1, N, H, W, C)
+        own = self.norms()
+        params = packed(self.tensors(), x)
+        channels, affine, eps = self.found.channels_out, mode.affine, mode.eps
+        running = None if mode.batch_statistics else norms.running(own)
+        if self.found.kernel == 3:
+            out, stats = ops.conv3x3_bn(
+                x, params, channels, affine=affine, running=running, eps=eps
+            )
+        else:
+            out, stats = ops.relu_conv_bn(
+                *(x, params, channels),
+                stride=self.found.stride,
+                relu=self.found.relu,
+                affine=affine,
+                running=running,
+                eps=eps,
+            )
+        norms.update(own, stats[0], out[0, ..., 0].numel())
+        return channels_first(out)
+
+
+def _computable(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_floating_point() and x.numel() > 0
+
+
+def _shape(call: Call) -> torch.Size:
+    """(N, C, H, W) of a call's result."""
+    images, channels, height, width = call.x.shape
+    stride = call.forward.found.stride
+    return torch.Size((images, channels, -(-height // stride), -(-width // stride)))

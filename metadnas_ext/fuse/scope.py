@@ -1,0 +1,72 @@
+"""Where results of candidates may wait: one forward pass of a cell or of a mixed operation."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from metadnas_ext.fuse.norms import NormMode
+
+if TYPE_CHECKING:
+    from metadnas_ext.fuse.deferred import Lazy
+    from metadnas_ext.fuse.forwards import CandidateForward
+
+_local = threading.local()
+
+
+@dataclass(eq=False)
+class Call:
+    """A candidate called on x, whose result nobody has asked for yet."""
+
+    forward: CandidateForward
+    x: Tensor | Lazy
+    mode: NormMode | None  # None: no batch norms
+    version: int  # of x: what it is then is what counts
+    done: bool = False  # its batch norms have taken their step
+
+
+class Scope:
+    """One forward pass; a context manager. `calls`: all that was put off."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._modes = _modes()
+
+    def open(self) -> bool:
+        """Whether gradients and precision are as at the start: results are made only later."""
+        return self._modes == _modes()
+
+    def __enter__(self) -> Scope:
+        _local.scope = self
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _local.scope = None
+
+
+def current() -> Scope | None:
+    """This thread's forward pass, if one is under way."""
+    return getattr(_local, "scope", None)
+
+
+def recording() -> bool:
+    """Whether a compiler follows the code: it then sees the model as it was."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
+def _modes() -> tuple[bool, bool, torch.dtype]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
