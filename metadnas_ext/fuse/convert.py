@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ def fuse(model: nn.Module, *, example: Any = None, verify: bool = True) -> FuseR
         What was converted, and what was left, with the reason.
     """
     unfuse(model)
-    return _Conversion(model, find(model), example, verify).report
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _Conversion(model, find(model), example, verify).report
 
 
 def unfuse(model: nn.Module) -> None:
@@ -75,7 +78,7 @@ class _Conversion:
         found = replacement.found
         if self._verify:
             probe = Arguments((torch.randn(2, found.channels_in, PROBE_SIZE, PROBE_SIZE),), {})
-            problem = check(replacement.module, "forward", [probe]).problem
+            problem = check(replacement.module, "forward", [probe], {}).problem
             if problem is not None:
                 replacement.detach()
                 self.report.left[path] = problem
@@ -83,72 +86,66 @@ class _Conversion:
         self.report.converted[path] = f"{found} in one operator"
 
     def _cell(self, path: str, members: list[Mixture]) -> bool:
-        """Fuses across the mixed operations of a cell, where what they return is a sum."""
+        """Fuses across the mixed operations of a cell; False if that cannot be."""
         module = self.model.get_submodule(path)
-        known = [name for name in methods(module) if not self._verify or (path, name) in self._seen]
-        if not known or (self._verify and not self._sums(members[0])):
-            return False
+        known = self._known(path, module)
         entries = [Entry(module, name) for name in known]
-        entries += [Entry(m.module, name) for m in members for name in self._known(m)]
+        entries += [
+            Entry(m.module, name) for m in members for name in self._known(m.path, m.module)
+        ]
         for entry in entries:
             entry.attach()
-        if self._verify:
-            start = len(path) + 1 if path else 0
-            candidates = [place[start:] for m in members for place in m.candidates]
-            for name in known:
-                outcome = check(module, name, [self._seen[path, name]], candidates)
-                sampled = any(
-                    sum(place[start:] in outcome.ran for place in m.candidates) < 2 for m in members
-                )
-                if outcome.problem is not None or sampled:
-                    for entry in entries:
-                        entry.detach()
-                    return False
+        inside = [place for member in members for place in member.candidates]
+        outcomes = [self._check(path, module, name, [], inside) for name in known]
+        if self._verify and not (outcomes and all(_whole(o, members) for o in outcomes)):
+            for entry in entries:
+                entry.detach()
+            return False
         self.report.converted[path] = f"cell of {len(members)} mixed operations"
         for member in members:
             self._accept(member)
         return True
 
-    def _known(self, mixture: Mixture) -> list[str]:
+    def _known(self, path: str, module: nn.Module) -> list[str]:
         """Methods that the model has called; without verification, all."""
-        names = methods(mixture.module)
-        return [name for name in names if not self._verify or (mixture.path, name) in self._seen]
-
-    def _sums(self, mixture: Mixture) -> bool:
-        """Whether a mixed operation returns its sum as it is."""
-        for name in self._known(mixture):
-            entry = Entry(mixture.module, name)
-            entry.attach()
-            outcome = self._check(mixture, name)
-            entry.detach()
-            if outcome.problem is not None or not outcome.waits:
-                return False
-        return True
+        return [n for n in methods(module) if not self._verify or (path, n) in self._seen]
 
     def _mixture(self, mixture: Mixture) -> None:
         problems: dict[str, str] = {}
-        for name in methods(mixture.module):
+        names = list(methods(mixture.module))
+        for name in names:
             entry = Entry(mixture.module, name)
             entry.attach()
-            if self._verify:
-                outcome = self._check(mixture, name)
-                problem = outcome.problem or _sampled(mixture, outcome)
-                if problem is not None:
-                    entry.detach()
-                    problems[name] = problem
-        if len(problems) < len(list(methods(mixture.module))):
-            self._accept(mixture)
-            mixture.left |= {join(mixture.path, f"{name}()"): why for name, why in problems.items()}
-            return
+            usual = invented(mixture, name)
+            outcome = self._check(mixture.path, mixture.module, name, usual, mixture.candidates)
+            problem = outcome.problem or (_sampled(mixture, outcome) if self._verify else None)
+            if problem is not None:
+                entry.detach()
+                problems[name] = problem
+        if len(problems) < len(names):
+            ways = {join(mixture.path, f"{name}()"): why for name, why in problems.items()}
+            self.report.left.update(ways)
+            return self._accept(mixture)
         for path in mixture.candidates:
             detach_all(self.model.get_submodule(path))
         self.report.left[mixture.path] = "; ".join(dict.fromkeys(problems.values()))
+        return None
 
-    def _check(self, mixture: Mixture, name: str) -> Outcome:
-        seen = self._seen.get((mixture.path, name))
-        start = len(mixture.path) + 1 if mixture.path else 0
-        choices = invented(mixture, name) if seen is None else [seen]
-        return check(mixture.module, name, choices, [place[start:] for place in mixture.candidates])
+    def _check(
+        self,
+        path: str,
+        module: nn.Module,
+        method: str,
+        usual: Iterable[Arguments],
+        candidates: Iterable[str],
+    ) -> Outcome:
+        """On what the model called the method with, or else on the usual arguments."""
+        if not self._verify:
+            return Outcome()
+        seen = self._seen.get((path, method))
+        start = len(path) + 1 if path else 0
+        inside = {place: place[start:] for place in candidates}
+        return check(module, method, usual if seen is None else [seen], inside)
 
     def _accept(self, mixture: Mixture) -> None:
         fused = len(mixture.candidates)
@@ -157,12 +154,17 @@ class _Conversion:
         self.report.left.update(mixture.left)
 
 
+def _whole(outcome: Outcome, members: list[Mixture]) -> bool:
+    """Whether a cell was made in one call, and is right, and none of its parts is sampled."""
+    sampled = any(_sampled(member, outcome) for member in members)
+    return outcome.problem is None and outcome.joined and not sampled
+
+
 def _sampled(mixture: Mixture, outcome: Outcome) -> str | None:
-    if len(outcome.ran) > 1:
+    ran = len(outcome.ran & mixture.candidates.keys())
+    if ran > 1:
         return None
-    return (
-        f"runs {len(outcome.ran)} of its {len(mixture.candidates)} candidates at a time (sampled)"
-    )
+    return f"it runs {ran} of its {len(mixture.candidates)} candidates at a time (sampled)"
 
 
 def _nothing_to_fuse(mixture: Mixture) -> str:

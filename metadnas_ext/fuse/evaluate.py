@@ -139,6 +139,7 @@ def evaluate_cell(nodes: list[Deferred]) -> Tensor | None:
     result = channels_first(out)  # (N, nodes * C, H, W)
     for node, part in zip(nodes, result.chunk(len(nodes), 1), strict=True):
         node.settle_as(part)
+        node.scope.joined = True
     return result
 
 

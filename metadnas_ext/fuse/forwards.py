@@ -37,27 +37,29 @@ class Replacement:
 class Entry(Replacement):
     """The user's own code of a cell or mixed operation, in which candidates may wait.
 
-    `waits`: whether its last result was a sum still to be made.
+    `joined`: whether its last run made a whole cell in one call, and not a part of it did.
     """
 
     def __init__(self, module: nn.Module, method: str) -> None:
         super().__init__(module, method)
-        self.waits = False
+        self.joined = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if recording():
             return self.original(*args, **kwargs)
-        if current() is not None:  # within a cell: its end settles what still waits
+        outer = current()
+        if outer is not None:  # a mixed operation within a cell, whose end settles what still waits
+            joined = outer.joined
             result = self.original(*args, **kwargs)
+            outer.joined = joined
             return result if not self.module._forward_hooks else settle(result)
         with Scope() as scope:
-            result = self.original(*args, **kwargs)
-            self.waits = isinstance(result, Deferred) and result.waiting
-            result = settle(result)
+            result = settle(self.original(*args, **kwargs))
             # A result that nobody used still moves running statistics.
             for call in scope.calls:
                 if not call.done and call.mode is not None:
                     Deferred(scope, [(call, 1.0)], [], _shape(call)).tensor()
+            self.joined = scope.joined
         return result
 
 

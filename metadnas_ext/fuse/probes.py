@@ -69,11 +69,12 @@ def observed(model: nn.Module, paths: Iterable[str], example: Any) -> dict[Key, 
             module = trial.get_submodule(path)
             for method in methods(module):
                 _Recording(module, method, (path, method), seen).attach()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             trial(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-    except Exception:  # the code is the user's: what it got so far counts
+    except Exception:  # the code is the user's: what its parts got so far counts
         if example is not None:
             raise
+        return {key: arguments for key, arguments in seen.items() if key[0]}
     return seen
 
 
@@ -114,7 +115,7 @@ def fresh(arguments: Arguments, dtype: torch.dtype) -> tuple[Arguments, list[Ten
         else:
             new = torch.rand(t.shape, dtype=dtype) + 0.05  # no mixing weight is 0
         leaves.append(new.requires_grad_())
-        return leaves[-1]
+        return new.clone()  # no leaf: code may change it in place
 
     args = _mapped(arguments.args, renew)
     kwargs = _mapped(arguments.kwargs, renew)

@@ -31,10 +31,14 @@ class Call:
 
 
 class Scope:
-    """One forward pass; a context manager. `calls`: all that was put off."""
+    """One forward pass; a context manager.
+
+    calls: all that was put off. joined: whether a whole cell was made in one call.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.joined = False
         self._modes = _modes()
 
     def open(self) -> bool:

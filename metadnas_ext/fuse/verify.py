@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +20,14 @@ TOLERANCE = 1e-8
 
 @dataclass
 class Outcome:
-    """problem: None if both agree. probed: whether the module could be run at all.
+    """problem: None if both agree.
 
-    ran: the candidates that did, of those asked for. waits: what the method returns is a sum.
+    ran: the candidates that did, of those asked for. joined: it made a whole cell in one call.
     """
 
     problem: str | None = None
-    probed: bool = True
     ran: set[str] = field(default_factory=set)
-    waits: bool = False
+    joined: bool = False
 
 
 def detach_all(module: nn.Module) -> None:
@@ -40,20 +39,20 @@ def detach_all(module: nn.Module) -> None:
 
 
 def check(
-    module: nn.Module, method: str, choices: Iterable[Arguments], candidates: Sequence[str] = ()
+    module: nn.Module, method: str, choices: Iterable[Arguments], candidates: Mapping[str, str]
 ) -> Outcome:
     """Runs `module`, with its replaced methods, beside a copy without them, on random numbers.
 
-    choices: arguments to try until the plain copy takes them. candidates: paths below the module.
+    choices: arguments to try until the plain copy takes them. candidates: paths of modules whose
+    runs are noted, by the names to note.
     """
-    with torch.random.fork_rng(devices=[]):
-        problem = "nothing is known of its arguments: give fuse an example"
-        for arguments in choices:
-            try:
-                return _compare(module, method, arguments, candidates)
-            except _CannotRun as error:
-                problem = str(error)
-        return Outcome(problem, probed=False)
+    problems: list[str] = []
+    for arguments in choices:
+        try:
+            return _compare(module, method, arguments, candidates)
+        except _CannotRun as error:
+            problems.append(str(error))
+    return Outcome(problems[0] if problems else "its arguments are unknown: give fuse an example")
 
 
 class _CannotRun(Exception):
@@ -61,7 +60,7 @@ class _CannotRun(Exception):
 
 
 def _compare(
-    module: nn.Module, method: str, arguments: Arguments, candidates: Sequence[str]
+    module: nn.Module, method: str, arguments: Arguments, candidates: Mapping[str, str]
 ) -> Outcome:
     try:
         fused = copy.deepcopy(module).cpu().double()
@@ -71,10 +70,10 @@ def _compare(
     plain = copy.deepcopy(fused)
     detach_all(plain)
     outcome = Outcome()
-    for path in candidates:
-        _note_calls(plain, path, outcome.ran)
+    for name, path in candidates.items():
+        _note_calls(plain.get_submodule(path), name, outcome.ran)
+    seed = 1  # for both modes: what is sampled, if anything is, is the same
     for training in (True, False):
-        seed = torch.seed() % 2**31
         try:
             expected = _run(plain.train(training), method, arguments, seed)
         except Exception as error:
@@ -85,18 +84,18 @@ def _compare(
             outcome.problem = f"fused, it raises {type(error).__name__}: {error}"
             return outcome
         entry = vars(fused).get(method)
-        outcome.waits = isinstance(entry, Entry) and entry.waits
+        outcome.joined = isinstance(entry, Entry) and entry.joined
         outcome.problem = _difference(actual, expected)
         if outcome.problem:
             return outcome
     return outcome
 
 
-def _note_calls(module: nn.Module, path: str, ran: set[str]) -> None:
+def _note_calls(module: nn.Module, name: str, ran: set[str]) -> None:
     def hook(*_: Any) -> None:
-        ran.add(path)
+        ran.add(name)
 
-    module.get_submodule(path).register_forward_hook(hook)
+    module.register_forward_hook(hook)
 
 
 def _run(module: nn.Module, method: str, arguments: Arguments, seed: int) -> dict[str, Tensor]:
