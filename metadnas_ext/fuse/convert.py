@@ -89,7 +89,8 @@ class _Conversion:
         """Fuses across the mixed operations of a cell; False if that cannot be."""
         module = self.model.get_submodule(path)
         known = self._known(path, module)
-        entries = [Entry(module, name) for name in known]
+        start = len(path) + 1 if path else 0
+        entries = [Entry(module, name, [m.path[start:] for m in members]) for name in known]
         entries += [
             Entry(m.module, name) for m in members for name in self._known(m.path, m.module)
         ]

@@ -77,7 +77,9 @@ def _delegate(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in ("sub", "rsub", "truediv", "rtruediv", "pow", "matmul", "neg", "lt", "gt", "iter"):
+_ARITHMETIC = ("sub", "rsub", "truediv", "rtruediv", "pow", "matmul", "neg")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+for _name in (*_ARITHMETIC, *_COMPARISONS, "iter"):
     setattr(Lazy, f"__{_name}__", _delegate(f"__{_name}__"))
 
 
@@ -116,7 +118,7 @@ class Deferred(Lazy):
         known = self._value is not None or not self.scope.open()
         if known or not _is_weight(weight):
             return None
-        factor = weight.reshape(()) if isinstance(weight, Tensor) else float(weight)
+        factor = weight.squeeze() if isinstance(weight, Tensor) and weight.dim() else weight
         terms = [(call, _product(own, factor)) for call, own in self.terms]
         addends = [factor * addend for addend in self.addends]
         return Deferred(self.scope, terms, addends, self.shape)
@@ -136,7 +138,10 @@ class Deferred(Lazy):
         return Deferred(self.scope, self.terms + terms, self.addends + addends, self.shape)
 
     def _make(self) -> Tensor:
-        return evaluate.evaluate(self)
+        if self.scope.open():
+            return evaluate.evaluate(self)
+        with self.scope.as_at_start():
+            return evaluate.evaluate(self)
 
 
 class Stacked(Lazy):
@@ -196,7 +201,8 @@ def _mul(input: Any, other: Any) -> Any:
 
 def _cat(tensors: Iterable[Any], dim: int = 0) -> Any:
     nodes = list(tensors)
-    if dim not in (1, -3) or not all(isinstance(n, Deferred) and n.waiting for n in nodes):
+    ready = all(isinstance(n, Deferred) and n.waiting and n.scope.open() for n in nodes)
+    if dim not in (1, -3) or not ready:
         return None
     return evaluate.evaluate_cell(nodes)
 

@@ -85,7 +85,7 @@ def _mixed(group: dict[Call, Weight]) -> Tensor:
     calls = list(group)
     x = channels_last(_input(calls))  # (1, N, H, W, C)
     mode = next((call.mode for call in calls if call.mode is not None), None)
-    own_norms = [norm for call in calls for norm in call.forward.norms()]
+    own_norms = [norm for call in calls for norm in call.norms]
     out, stats = ops.mixed_op(
         x,
         _stacked(list(group.values()), x)[None],
@@ -121,7 +121,7 @@ def evaluate_cell(nodes: list[Deferred]) -> Tensor | None:
     s0, s1 = (channels_last(x) for x in inputs)
     if s0.shape != s1.shape:
         return None
-    own_norms = [norm for call in calls for norm in call.forward.norms()]
+    own_norms = [norm for call in calls for norm in call.norms]
     weights = _stacked([w for edge in calls_of.values() for w in edge.values()], s0)
     out, stats = ops.cell(
         *(s0, s1),
@@ -198,7 +198,7 @@ def _stacked(weights: list[Weight], x: Tensor) -> Tensor:
     """Mixing weights (O) in the precision in which activations like x are computed."""
     dtype = torch.float32 if x.dtype in HALF else x.dtype
     tensors = [w if isinstance(w, Tensor) else x.new_full((), w) for w in weights]
-    return torch.stack([t.to(dtype) for t in tensors])
+    return torch.stack([t if t.dtype == dtype else t.to(dtype) for t in tensors])
 
 
 def _running(own: list[nn.BatchNorm2d], mode: NormMode | None) -> Tensor | None:
@@ -207,18 +207,18 @@ def _running(own: list[nn.BatchNorm2d], mode: NormMode | None) -> Tensor | None:
 
 def _take_steps(calls: list[Call], stats: Tensor, values: int) -> None:
     """Lets the batch norms of every call take their step, once. stats (1, S, 2, C)."""
-    fresh: list[nn.BatchNorm2d] = []
-    rows: list[Tensor] = []
     start = 0
+    fresh: list[int] = []  # rows of calls that are made for the first time
     for call in calls:
-        own = call.forward.norms()
-        if not call.done:
-            fresh += own
-            rows += stats[0, start : start + len(own)].unbind()
-        start += len(own)
+        end = start + len(call.norms)
+        fresh += [] if call.done else range(start, end)
+        start = end
         call.done = True
-    if fresh:
-        norms.update(fresh, torch.stack(rows), values)
+    own = [norm for call in calls for norm in call.norms]
+    if len(fresh) == len(own):
+        norms.update(own, stats[0], values)
+    elif fresh:
+        norms.update([own[slot] for slot in fresh], stats[0, fresh], values)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from metadnas_ext.fuse.evaluate import channels_first, channels_last, packed, ve
 from metadnas_ext.fuse.norms import NormMode, mode_of
 from metadnas_ext.fuse.recognise import Block, Candidate, NormAt, Part
 from metadnas_ext.fuse.scope import Call, Scope, current, recording
-from metadnas_ext.fuse.settings import below, settings, unchanged, unhooked
+from metadnas_ext.fuse.settings import below, hooked, settings, steps, unchanged
 
 
 class Replacement:
@@ -37,22 +38,25 @@ class Replacement:
 class Entry(Replacement):
     """The user's own code of a cell or mixed operation, in which candidates may wait.
 
-    `joined`: whether its last run made a whole cell in one call, and not a part of it did.
+    inside: paths of the mixed operations below, of a cell. `joined`: whether its last run made a
+    whole cell in one call, and not a part of it did.
     """
 
-    def __init__(self, module: nn.Module, method: str) -> None:
+    def __init__(self, module: nn.Module, method: str, inside: Sequence[str] = ()) -> None:
         super().__init__(module, method)
+        self.inside = [steps(path) for path in inside]
         self.joined = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if recording():
+        watched = any(hooked(below(self.module, path)) for path in self.inside)
+        if recording() or watched:  # then mixed operations, whose hooks want tensors, fuse alone
             return self.original(*args, **kwargs)
         outer = current()
         if outer is not None:  # a mixed operation within a cell, whose end settles what still waits
             joined = outer.joined
             result = self.original(*args, **kwargs)
             outer.joined = joined
-            return result if not self.module._forward_hooks else settle(result)
+            return result
         with Scope() as scope:
             result = settle(self.original(*args, **kwargs))
             # A result that nobody used still moves running statistics.
@@ -68,24 +72,28 @@ class Fused(Replacement):
 
     def __init__(self, module: nn.Module, parts: tuple[Part, ...]) -> None:
         super().__init__(module)
-        self.parts = parts
         self.settings = settings(module)
+        # Path of the layer, and the name of its weight; None: a batch norm.
+        self._parts: list[tuple[tuple[str, ...], str | None]] = []
+        for part in parts:
+            *path, name = steps(part.path)
+            norm = isinstance(part, NormAt)
+            self._parts.append((steps(part.path), None) if norm else (tuple(path), name))
+        self._norms = [path for path, name in self._parts if name is None]
 
     def tensors(self) -> list[Tensor]:
         """Parameters in the kernels' order; looked up each time, as users may swap them."""
         found: list[Tensor] = []
-        for part in self.parts:
-            if isinstance(part, NormAt):
-                norm = below(self.module, part.path)
-                found += [t for t in (norm.weight, norm.bias) if isinstance(t, Tensor)]
-            else:
-                path, _, name = part.path.rpartition(".")
-                found.append(getattr(below(self.module, path), name))
+        for path, name in self._parts:
+            layer = below(self.module, path)
+            if name is not None:
+                found.append(getattr(layer, name))
+            elif layer.weight is not None:
+                found += (layer.weight, layer.bias)  # type: ignore[arg-type]
         return found
 
     def norms(self) -> list[nn.BatchNorm2d]:
-        found = (below(self.module, p.path) for p in self.parts if isinstance(p, NormAt))
-        return [norm for norm in found if isinstance(norm, nn.BatchNorm2d)]
+        return [below(self.module, path) for path in self._norms]  # type: ignore[misc]
 
     def applies(self, x: Any, channels: int | None) -> bool:
         """Whether the module is still what was recognised, and x is for the CPU's kernels."""
@@ -94,13 +102,9 @@ class Fused(Replacement):
             and x.dim() == 4
             and (channels is None or x.shape[1] == channels)
             and (isinstance(x, Deferred) or _computable(x))
-            and unhooked(self.module)
+            and not hooked(self.module, deep=True)
             and unchanged(self.module, self.settings)
         )
-
-    def modes(self) -> set[NormMode | None]:
-        """How its batch norms work now: one mode, if an operator can run them together."""
-        return {mode_of(norm) for norm in self.norms()}
 
 
 class CandidateForward(Fused):
@@ -114,10 +118,12 @@ class CandidateForward(Fused):
         scope = current()
         if scope is None or not args or not self.applies(args[0], self.found.channels):
             return self.original(*settle(args), **settle(kwargs))
-        modes = self.modes() or {None}
-        if len(modes) > 1 or (self.parts and None in modes) or not scope.open():
+        norms = self.norms()
+        modes = {mode_of(norm) for norm in norms}
+        if len(modes) > 1 or None in modes or not scope.open():
             return self.original(*settle(args), **settle(kwargs))
-        call = Call(self, args[0], modes.pop(), version_of(args[0]))
+        mode = modes.pop() if modes else None
+        call = Call(self, args[0], norms, mode, version_of(args[0]))
         scope.calls.append(call)
         return Deferred(scope, [(call, 1.0)], [], _shape(call))
 
@@ -133,17 +139,15 @@ class BlockForward(Fused):
         args, kwargs = settle(args), settle(kwargs)
         if recording() or not args or not self.applies(args[0], self.found.channels_in):
             return self.original(*args, **kwargs)
-        (mode,) = self.modes()
-        if mode is None:
-            return self.original(*args, **kwargs)
-        return self._run(args[0], mode)
+        (norm,) = self.norms()
+        mode = mode_of(norm)
+        return self.original(*args, **kwargs) if mode is None else self._run(args[0], norm, mode)
 
-    def _run(self, image: Tensor, mode: NormMode) -> Tensor:
+    def _run(self, image: Tensor, norm: nn.BatchNorm2d, mode: NormMode) -> Tensor:
         x = channels_last(image)  # (1, N, H, W, C)
-        own = self.norms()
         params = packed(self.tensors(), x)
         channels, affine, eps = self.found.channels_out, mode.affine, mode.eps
-        running = None if mode.batch_statistics else norms.running(own)
+        running = None if mode.batch_statistics else norms.running([norm])
         if self.found.kernel == 3:
             out, stats = ops.conv3x3_bn(
                 x, params, channels, affine=affine, running=running, eps=eps
@@ -157,7 +161,7 @@ class BlockForward(Fused):
                 running=running,
                 eps=eps,
             )
-        norms.update(own, stats[0], out[0, ..., 0].numel())
+        norms.update([norm], stats[0], out[0, ..., 0].numel())
         return channels_first(out)
 
 

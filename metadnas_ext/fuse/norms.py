@@ -28,8 +28,7 @@ def mode_of(norm: nn.Module) -> NormMode | None:
 
 def running(norms: Sequence[nn.BatchNorm2d]) -> Tensor:
     """Running statistics, (1, S, 2, C)."""
-    tensors = [t for n in norms for t in (n.running_mean, n.running_var) if t is not None]
-    return torch.stack(tensors).view(1, len(norms), 2, -1)
+    return torch.stack([t for norm in norms for t in _buffers(norm)]).view(1, len(norms), 2, -1)
 
 
 @torch.no_grad()
@@ -38,28 +37,35 @@ def update(norms: Sequence[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
 
     stats (S, 2, C): mean and biased variance over `values` values of each channel.
     """
-    kept = [
-        (norm, own)
-        for norm, own in zip(norms, stats.unbind(), strict=True)
-        if norm.training and norm.track_running_stats and norm.running_mean is not None
-    ]
-    counters = [n.num_batches_tracked for n, _ in kept if n.num_batches_tracked is not None]
+    counters = []
+    steps: dict[float, list[int]] = {}
+    for slot, norm in enumerate(norms):
+        if norm.training and norm.track_running_stats and norm.running_mean is not None:
+            if norm.num_batches_tracked is not None:
+                counters.append(norm.num_batches_tracked)
+            steps.setdefault(_factor(norm), []).append(slot)
     if counters:
         torch._foreach_add_(counters, 1)
-    steps: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-    for norm, own in kept:
-        buffers, new = steps.setdefault(_factor(norm), ([], []))
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        buffers += [norm.running_mean, norm.running_var]
-        unbiased = own[1] * (values / (values - 1))
-        new += [own[0].to(norm.running_mean.dtype), unbiased.to(norm.running_var.dtype)]
-    for factor, (buffers, new) in steps.items():
+    if not steps:
+        return
+    unbiased = torch.tensor([1.0, values / (values - 1)], dtype=stats.dtype)
+    rows = (stats * unbiased[:, None]).flatten(0, 1).unbind()  # mean, variance, mean, ...
+    for factor, slots in steps.items():
+        buffers = [t for slot in slots for t in _buffers(norms[slot])]
+        new = [row for slot in slots for row in rows[2 * slot : 2 * slot + 2]]
+        if buffers[0].dtype != stats.dtype:
+            new = [row.to(buffers[0].dtype) for row in new]
         torch._foreach_lerp_(buffers, new, factor)
 
 
+def _buffers(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
 def _factor(norm: nn.BatchNorm2d) -> float:
-    """Weight of the newest batch; without momentum, that of a plain mean over all."""
+    """Weight of the batch at hand; without momentum, that of a plain mean over all."""
     if norm.momentum is None:
-        return 1.0 / float(norm.num_batches_tracked)  # type: ignore[arg-type]
+        return 1.0 / (float(norm.num_batches_tracked) + 1.0)  # type: ignore[arg-type]
     return norm.momentum

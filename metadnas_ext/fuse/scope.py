@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metadnas_ext.fuse.norms import NormMode
 
@@ -25,6 +27,7 @@ class Call:
 
     forward: CandidateForward
     x: Tensor | Lazy
+    norms: list[nn.BatchNorm2d]
     mode: NormMode | None  # None: no batch norms
     version: int  # of x: what it is then is what counts
     done: bool = False  # its batch norms have taken their step
@@ -42,8 +45,15 @@ class Scope:
         self._modes = _modes()
 
     def open(self) -> bool:
-        """Whether gradients and precision are as at the start: results are made only later."""
+        """Whether gradients and precision are as at the start."""
         return self._modes == _modes()
+
+    @contextlib.contextmanager
+    def as_at_start(self) -> Iterator[None]:
+        """Results are made as if at once: not without gradients only because they were late."""
+        gradients, autocast, dtype = self._modes
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, autocast):
+            yield
 
     def __enter__(self) -> Scope:
         _local.scope = self

@@ -9,7 +9,7 @@ from torch import nn
 _OWN = {*vars(nn.Module()), "forward"}
 _PLAIN = (bool, int, float, str, type(None))
 
-Settings = tuple[tuple[str, dict[str, Any]], ...]
+Settings = tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
 
 
 def settings(module: nn.Module) -> Settings:
@@ -18,7 +18,7 @@ def settings(module: nn.Module) -> Settings:
     A drop-path whose probability is 0 is an identity only as long as it stays 0.
     """
     return tuple(
-        (name, values)
+        (steps(name), values)
         for name, child in module.named_modules()
         if not type(child).__module__.startswith("torch.nn.")
         and (values := {k: v for k, v in vars(child).items() if _plain(k, v)})
@@ -34,27 +34,34 @@ def unchanged(module: nn.Module, before: Settings) -> bool:
     return True
 
 
-def unhooked(module: nn.Module) -> bool:
-    """Whether nobody watches the module or one below it: hooks need its layers to run."""
+def hooked(module: nn.Module, deep: bool = False) -> bool:
+    """Whether hooks watch the module, or with `deep` one below it."""
     if (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
     ):
-        return False
-    return all(unhooked(child) for child in module._modules.values() if child is not None)
+        return True
+    if deep:
+        for child in module._modules.values():
+            if child is not None and hooked(child, deep=True):
+                return True
+    return False
 
 
-def below(module: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path; faster than `get_submodule`, which checks each step."""
-    if not path:
-        return module
-    for name in path.split("."):
+def below(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
+    """The module at a path; faster than `get_submodule`, which checks each step."""
+    for name in path:
         child = module._modules[name]
         assert child is not None
         module = child
     return module
+
+
+def steps(path: str) -> tuple[str, ...]:
+    """A dotted path for `below`."""
+    return tuple(path.split(".")) if path else ()
 
 
 def _plain(key: str, value: Any) -> bool:

@@ -292,6 +292,31 @@ def test_hooks_see_tensors() -> None:
         torch.testing.assert_close(own, truth)
 
 
+def test_backward_hooks_see_gradients() -> None:
+    fused, plain = fused_twins()
+    seen = []
+    for net in (fused, plain):
+        net.cells[1]._ops[3].register_full_backward_hook(lambda *args: seen.append(args[1:]))
+        F.cross_entropy(net(images()), torch.arange(4) % networks.CLASSES).backward()
+    torch.testing.assert_close(seen[0], seen[1])
+    assert seen[0][0][0].abs().sum() > 0
+
+
+def test_code_without_gradients_in_between() -> None:
+    """A sum that is first looked at under no_grad still has its gradient."""
+
+    class Watching(networks.MixedOp):
+        def forward(self, x, weights):
+            out = sum(w * op(x) for w, op in zip(weights, self._ops))  # noqa: B905
+            with torch.no_grad():
+                self.norm = out.norm()
+                doubled = 2.0 * out
+            return out + doubled
+
+    module = Watching(4, 1)
+    assert metadnas_ext.fuse(module).converted[""] == "8 of 8 operations fused"
+
+
 def test_settings_that_change_afterwards_count() -> None:
     """A drop path with probability 0 is an identity until its probability is set."""
     fused, plain = twins(networks.Standard(mixed=networks.MetaMixedOp))
