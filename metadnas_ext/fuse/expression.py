@@ -117,7 +117,7 @@ def expression(module: nn.Module, channels: int, training: bool) -> Expr:
     if not isinstance(result, Tensor):
         return Other(f"its result is a {type(result).__name__}, not a tensor")
     found = recorder.of(result)
-    if not isinstance(found, Other) and recorder.recorded != len(set(_nodes(found))):
+    if unknown_part(found) is None and recorder.recorded != len(set(_nodes(found))):
         return Other("it computes more than its result shows")
     return found
 
@@ -127,14 +127,25 @@ def scratch(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(False)
 
 
+def unknown_part(expr: Expr) -> Other | None:
+    """The first part of the expression that has no name here."""
+    if isinstance(expr, Other):
+        return expr
+    return next((found for part in _parts(expr) if (found := unknown_part(part))), None)
+
+
+def _parts(expr: Expr) -> tuple[Expr, ...]:
+    if isinstance(expr, Joined):
+        return expr.parts
+    inner = getattr(expr, "of", None)
+    return () if inner is None else (inner,)
+
+
 def _nodes(expr: Expr) -> Iterable[int]:
     """Identities of the expression's nodes but the probe."""
-    if isinstance(expr, Input):
-        return
-    yield id(expr)
-    parts = expr.parts if isinstance(expr, Joined) else (getattr(expr, "of", None),)
-    for part in parts:
-        if part is not None:
+    if not isinstance(expr, Input):
+        yield id(expr)
+        for part in _parts(expr):
             yield from _nodes(part)
 
 

@@ -13,7 +13,6 @@ from metadnas_ext.fuse.expression import (
     Input,
     Joined,
     Norm,
-    Other,
     Padded,
     Pool,
     Relu,
@@ -22,6 +21,7 @@ from metadnas_ext.fuse.expression import (
     Zeros,
     expression,
     scratch,
+    unknown_part,
 )
 
 STEM_CHANNELS = 4
@@ -127,7 +127,11 @@ def _factorized(joined: Joined, norm: str) -> Candidate | Block | str:
             if channels == 2 * half:
                 return Candidate("skip_connect", 2, channels, parts)
             return Block(channels, 2 * half, parts, stride=2)
-    return _why_not(joined) if _other(joined) else "it joins other parts than a factorized reduce"
+    return (
+        _why_not(joined)
+        if unknown_part(joined)
+        else "it joins other parts than a factorized reduce"
+    )
 
 
 def _pointwise(conv: Conv, norm: str) -> Block | str:
@@ -208,17 +212,9 @@ def _half(expr: Expr) -> _Half | None:
     return None
 
 
-def _other(expr: Expr) -> Other | None:
-    """The first part of the expression that no operation knows."""
-    if isinstance(expr, Other):
-        return expr
-    parts = expr.parts if isinstance(expr, Joined) else (getattr(expr, "of", None),)
-    return next((o for part in parts if part is not None and (o := _other(part))), None)
-
-
 def _why_not(expr: Expr) -> str:
-    other = _other(expr)
-    return other.what if other else "an arrangement of layers that the kernels do not have"
+    unknown = unknown_part(expr)
+    return unknown.what if unknown else "an arrangement of layers that the kernels do not have"
 
 
 def _unexplained(module: nn.Module, found: Candidate | Block) -> str | None:

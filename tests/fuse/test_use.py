@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import metadnas_ext
+from metadnas_ext.fuse import evaluate
 
 from . import _networks as networks
 from ._compare import (
@@ -384,6 +385,19 @@ def test_distributed_data_parallel(tmp_path) -> None:
         assert_same(own, {name: p.grad for name, p in plain.named_parameters()})
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_verification_catches_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = evaluate._stacked
+    fused, plain = twins(networks.Standard())
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_stacked", lambda weights, x: right(weights, x).flip(0))
+        report = metadnas_ext.fuse(fused)
+    mixed = [reason for path, reason in report.left.items() if "_ops" in path]
+    assert len(mixed) == 15
+    assert all("is off by" in reason for reason in mixed)
+    assert not any("operations" in what for what in report.converted.values())
+    assert_twins_agree(fused, plain)
 
 
 def test_without_verification_it_converts_the_same() -> None:
