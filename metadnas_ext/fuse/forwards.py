@@ -14,7 +14,7 @@ from metadnas_ext.fuse.deferred import Deferred, settle
 from metadnas_ext.fuse.evaluate import channels_first, channels_last, packed, version_of
 from metadnas_ext.fuse.norms import NormMode, mode_of
 from metadnas_ext.fuse.recognise import Block, Candidate, NormAt, Part
-from metadnas_ext.fuse.scope import Call, Scope, current, recording
+from metadnas_ext.fuse.scope import Call, Scope, current, transformed
 from metadnas_ext.fuse.settings import below, hooked, settings, steps, unchanged
 
 
@@ -49,7 +49,7 @@ class Entry(Replacement):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         watched = any(hooked(below(self.module, path)) for path in self.inside)
-        if recording() or watched:  # then mixed operations, whose hooks want tensors, fuse alone
+        if transformed() or watched:  # then mixed operations, whose hooks want tensors, fuse alone
             return self.original(*args, **kwargs)
         outer = current()
         if outer is not None:  # a mixed operation within a cell, whose end settles what still waits
@@ -137,7 +137,7 @@ class BlockForward(Fused):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = settle(args), settle(kwargs)
-        if recording() or not args or not self.applies(args[0], self.found.channels_in):
+        if transformed() or not args or not self.applies(args[0], self.found.channels_in):
             return self.original(*args, **kwargs)
         (norm,) = self.norms()
         mode = mode_of(norm)

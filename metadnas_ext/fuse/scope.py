@@ -73,9 +73,13 @@ def current() -> Scope | None:
     return getattr(_local, "scope", None)
 
 
-def recording() -> bool:
-    """Whether a compiler follows the code: it then sees the model as it was."""
-    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+def transformed() -> bool:
+    """Whether a compiler, a tracer or a transform of torch.func follows the code.
+
+    It then sees the model as it was.
+    """
+    functional = torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or functional or bool(torch._C._get_tracing_state())
 
 
 def _modes() -> tuple[bool, bool, torch.dtype]:

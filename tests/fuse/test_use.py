@@ -418,6 +418,19 @@ def test_an_example_shows_what_modules_are_called_with() -> None:
         metadnas_ext.fuse(net, example=images().float())
 
 
+def test_transforms_of_torch_func_see_the_model_as_it_was() -> None:
+    grads = []
+    for net in fused_twins():
+        state = dict(net.named_buffers())
+        weights = {name: p.detach() for name, p in net.named_parameters()}
+
+        def loss(weights, net=net, state=state):
+            return torch.func.functional_call(net.eval(), (weights, state), (images(),)).sum()
+
+        grads.append(torch.func.grad(loss)(weights))
+    assert all(torch.equal(own, grads[1][name]) for name, own in grads[0].items())
+
+
 def test_compiles() -> None:
     fused, plain = fused_twins()
     op, truth = fused.cells[0]._ops[0], plain.cells[0]._ops[0]
