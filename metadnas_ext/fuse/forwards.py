@@ -15,7 +15,7 @@ from metadnas_ext.fuse.evaluate import channels_first, channels_last, packed, ve
 from metadnas_ext.fuse.norms import NormMode, mode_of
 from metadnas_ext.fuse.recognise import Block, Candidate, NormAt, Part
 from metadnas_ext.fuse.scope import Call, Scope, current, transformed
-from metadnas_ext.fuse.settings import below, hooked, settings, steps, unchanged
+from metadnas_ext.fuse.snapshot import below, hooked, snapshot, steps
 
 
 class Replacement:
@@ -72,7 +72,7 @@ class Fused(Replacement):
 
     def __init__(self, module: nn.Module, parts: tuple[Part, ...]) -> None:
         super().__init__(module)
-        self.settings = settings(module)
+        self.snapshot = snapshot(module)
         # Path of the layer, and the name of its weight; None: a batch norm.
         self._parts: list[tuple[tuple[str, ...], str | None]] = []
         for part in parts:
@@ -102,8 +102,7 @@ class Fused(Replacement):
             and x.dim() == 4
             and (channels is None or x.shape[1] == channels)
             and (isinstance(x, Deferred) or _computable(x))
-            and not hooked(self.module, deep=True)
-            and unchanged(self.module, self.settings)
+            and self.snapshot.holds(self.module)
         )
 
 
@@ -120,7 +119,7 @@ class CandidateForward(Fused):
             return self.original(*settle(args), **settle(kwargs))
         norms = self.norms()
         modes = {mode_of(norm) for norm in norms}
-        if len(modes) > 1 or None in modes or not scope.open():
+        if len(modes) > 1 or not scope.open():
             return self.original(*settle(args), **settle(kwargs))
         mode = modes.pop() if modes else None
         call = Call(self, args[0], norms, mode, version_of(args[0]))
@@ -140,8 +139,7 @@ class BlockForward(Fused):
         if transformed() or not args or not self.applies(args[0], self.found.channels_in):
             return self.original(*args, **kwargs)
         (norm,) = self.norms()
-        mode = mode_of(norm)
-        return self.original(*args, **kwargs) if mode is None else self._run(args[0], norm, mode)
+        return self._run(args[0], norm, mode_of(norm))
 
     def _run(self, image: Tensor, norm: nn.BatchNorm2d, mode: NormMode) -> Tensor:
         x = channels_last(image)  # (1, N, H, W, C)

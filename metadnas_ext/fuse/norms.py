@@ -17,11 +17,8 @@ class NormMode(NamedTuple):
     eps: float
 
 
-def mode_of(norm: nn.Module) -> NormMode | None:
-    """How the batch norm works now; None if it is not (or no longer) an ordinary one."""
-    if type(norm).forward is not nn.BatchNorm2d.forward:
-        return None
-    assert isinstance(norm, nn.BatchNorm2d)
+def mode_of(norm: nn.BatchNorm2d) -> NormMode:
+    """How the batch norm works now."""
     batch = norm.training or norm.running_mean is None
     return NormMode(batch, norm.weight is not None, norm.eps)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -330,16 +331,47 @@ def test_settings_that_change_afterwards_count() -> None:
     assert_twins_agree(fused, plain)
 
 
-def test_layers_that_are_replaced_afterwards_count() -> None:
+def biased(op: nn.Module) -> None:
+    op[2] = nn.Conv2d(4, 4, 1).double()
+
+
+def longer(op: nn.Module) -> None:
+    op.append(nn.Tanh())
+
+
+def another_activation(op: nn.Module) -> None:
+    op[0] = nn.ELU()
+
+
+def wider(op: nn.Module) -> None:
+    op[5].dilation = op[5].padding = (2, 2)
+
+
+def replaced(op: nn.Module) -> None:
+    op[1] = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False).double()
+
+
+def normed(op: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(op[2])
+
+
+def pruned(op: nn.Module) -> None:
+    prune.random_unstructured(op[1], "weight", 0.5)
+
+
+CHANGES = (biased, longer, another_activation, wider, replaced, normed, pruned)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_layers_that_change_afterwards_count(change: Callable[[nn.Module], None]) -> None:
     fused, plain = fused_twins()
+    before = [net(images()) for net in (fused, plain)]
     for net in (fused, plain):
         torch.manual_seed(0)
-        sep = net.cells[0]._ops[0]._ops[4]
-        sep.op[1] = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False).double()
-        nn.utils.parametrizations.weight_norm(net.cells[0]._ops[1]._ops[5].op[2])
-        prune.random_unstructured(net.cells[0]._ops[2]._ops[6].op[1], "weight", 0.5)
-    x = images()
-    assert_same(results(fused, x), results(plain, x))
+        change(net.cells[0]._ops[0]._ops[4].op)
+    actual, expected = (results(net, images()) for net in (fused, plain))
+    assert not torch.allclose(actual["logits"], before[0])
+    assert_same(actual, expected)
 
 
 def test_an_input_changed_in_place_is_refused() -> None:
