@@ -353,6 +353,9 @@ def replaced(op: nn.Module) -> None:
 
 def normed(op: nn.Module) -> None:
     nn.utils.parametrizations.weight_norm(op[2])
+    with torch.no_grad():
+        direction = op[2].parametrizations.weight.original1
+        direction.add_(torch.randn_like(direction))
 
 
 def pruned(op: nn.Module) -> None:
