@@ -34,20 +34,20 @@ struct Images {
   bool present() const { return data != nullptr; }
 };
 
-// All mixed operations that read one source x.
-template <class T>
+// All mixed operations that read one source x. T: activations; P: weights, parameters, statistics.
+template <class T, class P = T>
 struct MixedOpArgs {
   Plan plan;
   Geometry geometry;
   bool training;  // batch statistics, and gradients through them
   double eps;
-  const int64_t* counts;  // (G): images that count, per client; null: all N
+  const int64_t* counts;  // (G): images that count, per client, where the kernels run; null: all N
   Images<const T> x;
-  const T* weights;  // (G, ...) mixing weights
+  const P* weights;  // (G, ...) mixing weights
   int64_t weights_stride;
-  const T* params;  // (G, P) packed parameters
+  const P* params;  // (G, P) packed parameters
   int64_t params_stride;
-  T* stats;  // (G, S, 2, C) mean and biased variance; input in eval mode
+  P* stats;  // (G, S, 2, C) mean and biased variance; input in eval mode
   int64_t stats_stride;
   T* z;  // (kept, G, N, H', W', C) pointwise results kept for the backward pass
 
@@ -62,18 +62,18 @@ struct EdgeOutput {
   bool add;  // to what is there, instead of overwriting it
 };
 
-template <class T>
-struct MixedOpForward : MixedOpArgs<T> {
+template <class T, class P = T>
+struct MixedOpForward : MixedOpArgs<T, P> {
   std::vector<EdgeOutput<T>> out;  // per edge
 };
 
-template <class T>
-struct MixedOpBackward : MixedOpArgs<T> {
+template <class T, class P = T>
+struct MixedOpBackward : MixedOpArgs<T, P> {
   std::vector<Images<const T>> grad_out;  // per edge
   Images<const T> base;                   // added to grad_x, unless absent
   Images<T> grad_x;                       // absent: not wanted
-  T* grad_weights;                        // (G, ...) as weights
-  T* grad_params;                         // (G, P) as params; null: not wanted
+  P* grad_weights;                        // (G, ...) as weights
+  P* grad_params;                         // (G, P) as params; null: not wanted
   int64_t grad_params_stride;
 };
 
