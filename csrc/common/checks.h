@@ -36,11 +36,20 @@ inline const char* dtype_text(torch::headeronly::ScalarType type) {
   return torch::headeronly::toString(type);
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
+         a.get_device_index() == b.get_device_index();
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(same_device(t, x), op, ": ", name, " is not on the device of x");
+}
+
 // The same dtype and device as x.
 inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ",
                   dtype_text(t.scalar_type()), ", expected ", dtype_text(x.scalar_type()), " as x");
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU as x is");
+  check_device(op, name, t, x);
 }
 
 inline void check_floating(const char* op, const char* name, const Tensor& t) {
@@ -48,6 +57,13 @@ inline void check_floating(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(
       type == torch::headeronly::ScalarType::Float || type == torch::headeronly::ScalarType::Double,
       op, ": ", name, " is ", dtype_text(type), ", expected Float or Double");
+}
+
+// Calls run.operator()<T>() for the element type of x, Float or Double.
+template <class F>
+void with_element_type(const Tensor& x, F&& run) {
+  x.scalar_type() == torch::headeronly::ScalarType::Float ? run.template operator()<float>()
+                                                          : run.template operator()<double>();
 }
 
 }  // namespace metadnas

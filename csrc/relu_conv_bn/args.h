@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace metadnas::relu_conv_bn {
 
 // x (G, N, H, W, Cin) -> (G, N, H', W', Cout). Stride 2 is a factorized reduce: the first half of
@@ -18,13 +20,15 @@ struct Shape {
   int out_channels;
   int stride;
 
-  int out_height() const { return (height + stride - 1) / stride; }
-  int out_width() const { return (width + stride - 1) / stride; }
-  int64_t in_image() const { return int64_t{height} * width * in_channels; }
-  int64_t out_pixels() const { return int64_t{out_height()} * out_width(); }  // of one image
-  int grids() const { return stride; }
-  int grid_channels() const { return out_channels / stride; }
-  int64_t weights() const { return int64_t{out_channels} * in_channels; }
+  METADNAS_HOST_DEVICE int out_height() const { return (height + stride - 1) / stride; }
+  METADNAS_HOST_DEVICE int out_width() const { return (width + stride - 1) / stride; }
+  METADNAS_HOST_DEVICE int64_t in_image() const { return int64_t{height} * width * in_channels; }
+  METADNAS_HOST_DEVICE int64_t out_pixels() const {
+    return int64_t{out_height()} * out_width();
+  }  // of one image
+  METADNAS_HOST_DEVICE int grids() const { return stride; }
+  METADNAS_HOST_DEVICE int grid_channels() const { return out_channels / stride; }
+  METADNAS_HOST_DEVICE int64_t weights() const { return int64_t{out_channels} * in_channels; }
 };
 
 template <class T>

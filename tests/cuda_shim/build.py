@@ -21,11 +21,13 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cuda_shim"
 SHIM = "tests/cuda_shim/cuda_shim.cpp"
+STAND_IN = "tests/cuda_shim/torch_stand_in.cpp"
 # Shared with the library of the CPU: plans hold no tensors.
 SHARED = ["csrc/mixed_op/plan.cpp", "csrc/cell/graph.cpp"]
 
 NINJA = """\
 ninja_required_version = 1.3
+builddir = {folder}
 rule compile
   command = {cxx} -MMD -MF $out.d {flags} -x c++ -c $in -o $out
   depfile = $out.d
@@ -38,7 +40,7 @@ rule link
 def library_sources() -> list[str]:
     """Everything in a folder `cuda`, what it shares with the CPU, and the shim."""
     found = [p for end in ("cu", "cpp") for p in ROOT.glob(f"csrc/*/cuda/*.{end}")]
-    return [*sorted(str(p.relative_to(ROOT)) for p in found), *SHARED, SHIM]
+    return [*sorted(str(p.relative_to(ROOT)) for p in found), *SHARED, SHIM, STAND_IN]
 
 
 def flags() -> list[str]:
@@ -64,7 +66,11 @@ def build(target: str) -> Path:
         raise SystemExit(f"build.py: target is {target!r}, expected library or selftest")
     BUILD.mkdir(parents=True, exist_ok=True)
     rules = NINJA.format(
-        cxx=os.environ.get("CXX", "c++"), flags=" ".join(flags()), link=link, libraries=libraries
+        folder=BUILD,
+        cxx=os.environ.get("CXX", "c++"),
+        flags=" ".join(flags()),
+        link=link,
+        libraries=libraries,
     )
     objects = {source: f"{BUILD}/{source.replace('/', '_')}.o" for source in sources}
     output = BUILD / name

@@ -63,7 +63,7 @@ struct Inputs {
       : states{checked(s0), s1},
         weights(weights_in),
         params(params_in),
-        counts(kOp, counts_in, s0.size(0), s0.size(1)),
+        counts(kOp, counts_in, s0),
         graph(make_graph(sources, targets, candidates, reduction, s0.size(4))),
         plan(plan_cell(graph, static_cast<int>(s0.size(4)), affine, checked_keep(kOp, keep))) {
     check_shape(kOp, "s1", s1, {s0.size(0), s0.size(1), s0.size(2), s0.size(3), s0.size(4)});

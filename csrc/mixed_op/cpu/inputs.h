@@ -39,7 +39,6 @@ inline void check_activations(const char* op, const char* name, const Tensor& x)
   STD_TORCH_CHECK(x.dim() == 5, op, ": ", name, " has shape ", shape_text(x),
                   ", expected (G, N, H, W, C)");
   check_floating(op, name, x);
-  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " is not on the CPU");
   for (int64_t d = 0; d < 5; ++d) {
     STD_TORCH_CHECK(x.size(d) >= 1, op, ": ", name, " has shape ", shape_text(x),
                     ", expected every size to be at least 1");
@@ -63,13 +62,6 @@ inline Tensor make_if(bool wanted, const Tensor& like) {
 // Rows (G, P) whose elements are neighbours; the rows themselves may be apart.
 inline Tensor with_dense_rows(const Tensor& t) {
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
-}
-
-// Calls run.operator()<T>() for the element type of x.
-template <class F>
-void with_element_type(const Tensor& x, F&& run) {
-  x.scalar_type() == torch::headeronly::ScalarType::Float ? run.template operator()<float>()
-                                                          : run.template operator()<double>();
 }
 
 }  // namespace metadnas

@@ -24,7 +24,7 @@ struct Inputs {
       : x(checked(x_in, candidates, stride)),
         weights(weights_in),
         params(params_in),
-        counts(kOp, counts_in, x.size(0), x.size(1)),
+        counts(kOp, counts_in, x),
         plan(make_plan({{candidates}}, static_cast<int>(x.size(4)), static_cast<int>(stride),
                        affine, checked_keep(kOp, keep))) {
     const auto half = [&](int64_t size) { return static_cast<int>((size + stride - 1) / stride); };

@@ -15,8 +15,6 @@
 namespace metadnas::relu_conv_bn {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 constexpr const char* kOp = "relu_conv_bn";
 
 template <class T>
@@ -27,7 +25,6 @@ const Kernels<T>& kernels_for(const Shape& shape) {
 Shape checked_shape(const Tensor& x, int64_t channels, int64_t stride) {
   STD_TORCH_CHECK(x.dim() == 5, kOp, ": x has shape ", shape_text(x), ", expected (G, N, H, W, C)");
   check_floating(kOp, "x", x);
-  STD_TORCH_CHECK(x.is_cpu(), kOp, ": x is not on the CPU");
   for (int64_t d = 0; d < 5; ++d) {
     STD_TORCH_CHECK(x.size(d) >= 1, kOp, ": x has shape ", shape_text(x),
                     ", expected every size to be at least 1");
@@ -58,7 +55,7 @@ struct Inputs {
       : shape(checked_shape(x_in, channels, stride)),
         relu(relu),
         affine(affine),
-        counted(kOp, counts, shape.clients, shape.images),
+        counted(kOp, counts, x_in),
         x(torch::stable::contiguous(x_in)),
         params(params_in) {
     check_shape(kOp, "params", params, params_shape());
@@ -89,12 +86,6 @@ struct Inputs {
   }
 };
 
-template <class F>
-void with_element(const Tensor& x, F&& f) {
-  x.scalar_type() == ScalarType::Float ? f.template operator()<float>()
-                                       : f.template operator()<double>();
-}
-
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optional<Tensor> running,
                                            std::optional<Tensor> counts, int64_t channels,
                                            int64_t stride, bool relu, bool affine, double eps) {
@@ -115,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optiona
   in.counted.zero_rest(out);
   Tensor normal = pooled_like(x, affine ? in.out_shape() : std::vector<int64_t>{0});
   if (affine) in.counted.zero_rest(normal);
-  with_element(x, [&]<class T>() {
+  with_element_type(x, [&]<class T>() {
     T* to = static_cast<T*>(out.mutable_data_ptr());
     kernels_for<T>(in.shape).forward({in.args<T>(stats, training, eps),
                                       affine ? static_cast<T*>(normal.mutable_data_ptr()) : to,
@@ -144,7 +135,7 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor params, Te
       need_x ? std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)} : none);
   Tensor grad_params = pooled_like(x, need_params ? in.params_shape() : none);
   if (need_x) in.counted.zero_rest(grad_x);
-  with_element(x, [&]<class T>() {
+  with_element_type(x, [&]<class T>() {
     kernels_for<T>(in.shape).backward(
         {in.args<T>(own_stats, training, eps), own_normal.const_data_ptr<T>(),
          own_grad.const_data_ptr<T>(),
