@@ -6,6 +6,13 @@
 
 #include "mixed_op/plan.h"
 
+// Functions that CUDA's kernels call as well.
+#if defined(__CUDACC__)
+#define METADNAS_BOTH __host__ __device__
+#else
+#define METADNAS_BOTH
+#endif
+
 namespace metadnas {
 
 // G clients with N images each, activations (G, N, H, W, C), channels last.
@@ -30,8 +37,8 @@ struct Images {
   int64_t pitch = 0;
   int64_t image = 0;  // elements between images
 
-  T* at(int64_t index) const { return data + index * image; }
-  bool present() const { return data != nullptr; }
+  METADNAS_BOTH T* at(int64_t index) const { return data + index * image; }
+  METADNAS_BOTH bool present() const { return data != nullptr; }
 };
 
 // All mixed operations that read one source x. T: activations; P: weights, parameters, statistics.

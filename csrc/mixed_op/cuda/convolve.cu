@@ -44,7 +44,7 @@ class Block {
     if (p_.moments == nullptr) return;
     __syncthreads();
     A* to = p_.moments + (int64_t{blockIdx.x} * p_.partials + unit.partial) * 2 * channels_;
-    tile_moments(p_.cut.tiles, at_, values_, p_.cut.pitch(), channels_, to);
+    tile_moments(p_.cut.tiles, at_, values_, p_.cut.pitch(), channels_, to, channels_);
   }
 
   // Of an image that does not count.

@@ -1,6 +1,7 @@
 // The choice of tiles by what fits the shared memory of a block. Host code.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -41,6 +42,7 @@ class SharedLayout {
     total_ += ceil_div(count, kQuad) * kQuad;
     return at;
   }
+  void extend_to(int count) { total_ = std::max(total_, ceil_div(count, kQuad) * kQuad); }
   int total() const { return total_; }
 
  private:

@@ -12,6 +12,7 @@ struct StripAt {
   int row;
   int column;
 
+  __device__ StripAt(int row, int column) : channel(0), row(row), column(column) {}
   __device__ StripAt(const Tiles& tiles, int chunk, int item)
       : channel(item % chunk),
         row(item / chunk % tiles.height),

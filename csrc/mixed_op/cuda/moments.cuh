@@ -8,11 +8,11 @@ namespace metadnas::mixed_op {
 
 using cuda::warp_sum;
 
-// values[channel][pixel] in shared memory, zeros in pixels that do not exist. to: [mean, M2][channel]
-// in global memory. Two passes, so that no digits are lost where the mean is large.
+// values[channel][pixel] in shared memory, zeros in pixels that do not exist. to: means in
+// global memory, and `stride` behind them M2. Two passes, so that no digits are lost where the mean is large.
 template <class A>
 __device__ __forceinline__ void tile_moments(const Tiles& tiles, const TileAt& at, const A* values,
-                                             int pitch, int channels, A* to) {
+                                             int pitch, int channels, A* to, int stride) {
   const int lane = thread() % kWarp;
   const A pixels = static_cast<A>(at.rows * at.columns);
   for (int c = thread() / kWarp; c < channels; c += kThreads / kWarp) {
@@ -28,7 +28,7 @@ __device__ __forceinline__ void tile_moments(const Tiles& tiles, const TileAt& a
     squares = warp_sum(squares);
     if (lane == 0) {
       to[c] = mean;
-      to[channels + c] = squares;
+      to[stride + c] = squares;
     }
   }
 }
