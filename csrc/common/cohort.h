@@ -20,7 +20,7 @@ class CountedImages {
     check_shape(op, "counts", *given, {clients_});
     STD_TORCH_CHECK(
         given->scalar_type() == torch::headeronly::ScalarType::Long && same_device(*given, x), op,
-        ": counts is not an int64 tensor on the device of x");
+        ": counts is not int64 on the device of x");
     counts_ = torch::stable::contiguous(*given);
     readable_ = counts_->is_cpu();
     for (int64_t g = 0; readable_ && g < clients_; ++g) {

@@ -50,8 +50,8 @@ def mixed_op(
         stride: 1 or 2; 2 gives ceil(H/2) x ceil(W/2).
         affine: whether batch norms have gamma and beta (packed behind their convolution).
         running: (G, S, 2, C) running mean and biased variance: eval mode. None: training mode.
-        counts: (G) int64 on the device of x, images of each client that count; the rest is skipped, its
-            output zero. None: all N.
+        counts: (G) int64 on the device of x, images of each client that count; the rest is skipped,
+            its output zero. None: all N.
         eps: batch norm's epsilon.
         keep: what a forward pass that may be differentiated leaves in memory besides x. "all":
             every convolution's result, 6 tensors of the output's size with all candidates;

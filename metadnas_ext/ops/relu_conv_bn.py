@@ -42,8 +42,8 @@ def relu_conv_bn(
         affine: whether the batch norm has gamma and beta.
         running: (G, 1, 2, channels) running mean and biased variance: eval mode. None: training
             mode.
-        counts: (G) int64 on the device of x, images of each client that count; the rest is skipped, its
-            output zero. None: all N.
+        counts: (G) int64 on the device of x, images of each client that count; the rest is skipped,
+            its output zero. None: all N.
         eps: batch norm's epsilon.
 
     Returns:

@@ -47,7 +47,7 @@ def zeros(*shape, dtype=torch.float64):
         ({"counts": torch.tensor([1])}, "counts has shape (1), expected (2)"),
         (
             {"counts": torch.tensor([1, 2]).int()},
-            "counts is not an int64 tensor on the device of x",
+            "counts is not int64 on the device of x",
         ),
         ({"counts": torch.tensor([1, 4])}, "counts[1] is 4, expected 0 to 3"),
         ({"counts": torch.tensor([-1, 3])}, "counts[0] is -1, expected 0 to 3"),
