@@ -1,6 +1,5 @@
 // Stages A and B: a block makes a tile of the results of some units, all channels of them.
 #include "mixed_op/cuda/convolve.h"
-
 #include "mixed_op/cuda/cut.h"
 #include "mixed_op/cuda/depthwise.cuh"
 #include "mixed_op/cuda/moments.cuh"
@@ -51,7 +50,7 @@ class Block {
   __device__ void clear(const ConvolveUnit<S>& unit) const {
     for (int i = thread(); i < at_.rows * at_.columns * channels_; i += kThreads) {
       const int pixel = i / channels_;
-      *result(unit, pixel / at_.columns, pixel % at_.columns, i % channels_) = narrow<S>(A{0});
+      *result(unit, pixel / at_.columns, pixel % at_.columns, i % channels_) = Stored<S>::of(A{0});
     }
   }
 
@@ -111,7 +110,7 @@ class Block {
 #pragma unroll
         for (int i = 0; i < kPack; ++i) {
           pixel[i] = sums[p][j + i];
-          kept[i][p] = exists ? widen(narrow<S>(pixel[i])) : A{0};
+          kept[i][p] = exists ? loaded(Stored<S>::of(pixel[i])) : A{0};
         }
         if (exists) store<kPack>(to + int64_t{p} * channels_ + j, pixel);
       }
@@ -132,8 +131,8 @@ class Block {
 };
 
 template <class S, int V, int RC>
-__global__ void __launch_bounds__(kThreads) convolve_kernel(const __grid_constant__
-                                                            ConvolveParams<S> p) {
+__global__ void __launch_bounds__(kThreads)
+    convolve_kernel(const __grid_constant__ ConvolveParams<S> p) {
   Block<S, V, RC> block(p);
   const bool counted = block.counted();
   const int begin = static_cast<int>(blockIdx.y) * p.units_per_block;

@@ -158,8 +158,8 @@ class Combine {
 };
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__
-                                                           EdgesParams<S> p) {
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(const __grid_constant__ EdgesParams<S> p) {
   const Walk<V> walk(p.frame.channels);
   if (walk.live) Combine<S, V>(p, walk).run();
 }
@@ -227,8 +227,8 @@ class EdgeSums {
     }
     const S* x = p_.x.at(image_) + channel;
     if (terms_.max_pool.norm != kAbsent || terms_.avg_pool.norm != kAbsent) {
-      const auto pooled = pool_pixel<V>(x, p_.x.pitch, p_.shape, pixel / p_.out_width,
-                                        pixel % p_.out_width);
+      const auto pooled =
+          pool_pixel<V>(x, p_.x.pitch, p_.shape, pixel / p_.out_width, pixel % p_.out_width);
       add_product(grad, pooled.largest, mean_[kMaxPool], sums_[kMaxPool]);
       add_product(grad, pooled.mean, mean_[kAvgPool], sums_[kAvgPool]);
     }

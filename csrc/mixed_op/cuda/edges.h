@@ -38,8 +38,8 @@ struct EdgesParams {
   int out_width;
   Images<const S> x;
   bool pools;
-  int pieces;  // of an image, one a block
-  int rows;    // sums only
+  int pieces;           // of an image, one a block
+  int rows;             // sums only
   Accumulate<S>* sums;  // (G, N, pieces, rows, C)
   int edges;
   struct {

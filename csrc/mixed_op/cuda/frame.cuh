@@ -1,7 +1,7 @@
 // What every kernel of mixed operations works with: element types, vectors, images, clients.
 #pragma once
 
-#include "common/cuda/runtime.h"
+#include "common/cuda/dtypes.cuh"
 #include "mixed_op/args.h"
 
 namespace metadnas::mixed_op {
@@ -11,7 +11,10 @@ using cuda::grid_size;
 using cuda::kAllLanes;
 using cuda::kWarp;
 using cuda::launch;
+using cuda::loaded;
+using cuda::relu;
 using cuda::shared_memory;
+using cuda::Stored;
 using cuda::Stream;
 
 inline constexpr int kThreads = 256;  // of every block here
@@ -30,22 +33,6 @@ struct AccumulateOf<double> {
 template <class S>
 using Accumulate = typename AccumulateOf<S>::type;
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-
-template <class S>
-__device__ __forceinline__ S narrow(Accumulate<S> x) {
-  if constexpr (std::is_same_v<S, __nv_bfloat16>) {
-    return __float2bfloat16(x);
-  } else if constexpr (std::is_same_v<S, __half>) {
-    return __float2half(x);
-  } else {
-    return x;
-  }
-}
-
 // N neighbours that are read and written together, 16 bytes at a time at most.
 template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
@@ -56,22 +43,18 @@ template <int V, class S>
 __device__ __forceinline__ void load(const S* from, Accumulate<S> (&to)[V]) {
   const auto pack = *reinterpret_cast<const Pack<S, V>*>(from);
 #pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = widen(pack.of[i]);
+  for (int i = 0; i < V; ++i) to[i] = loaded(pack.of[i]);
 }
 
 template <int V, class S>
 __device__ __forceinline__ void store(S* to, const Accumulate<S> (&from)[V]) {
   Pack<S, V> pack;
 #pragma unroll
-  for (int i = 0; i < V; ++i) pack.of[i] = narrow<S>(from[i]);
+  for (int i = 0; i < V; ++i) pack.of[i] = Stored<S>::of(from[i]);
   *reinterpret_cast<Pack<S, V>*>(to) = pack;
 }
 
-// As PyTorch's: NaN stays NaN, and passes its gradient.
-template <class A>
-__device__ __forceinline__ A relu(A x) {
-  return x <= A{0} ? A{0} : x;
-}
+// Where x is not positive no gradient passes; NaN lets it pass, as in PyTorch.
 template <class A>
 __device__ __forceinline__ A relu_gradient(A x, A gradient) {
   return x <= A{0} ? A{0} : gradient;

@@ -9,7 +9,8 @@ namespace metadnas::mixed_op {
 using cuda::warp_sum;
 
 // values[channel][pixel] in shared memory, zeros in pixels that do not exist. to: means in
-// global memory, and `stride` behind them M2. Two passes, so that no digits are lost where the mean is large.
+// global memory, and `stride` behind them M2. Two passes, so that no digits are lost where the mean
+// is large.
 template <class A>
 __device__ __forceinline__ void tile_moments(const Tiles& tiles, const TileAt& at, const A* values,
                                              int pitch, int channels, A* to, int stride) {

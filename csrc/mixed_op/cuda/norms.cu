@@ -1,7 +1,6 @@
 // A block for every client and batch norm.
-#include "mixed_op/cuda/norms.h"
-
 #include "common/cuda/reduce.cuh"
+#include "mixed_op/cuda/norms.h"
 
 namespace metadnas::mixed_op {
 namespace {
@@ -62,8 +61,8 @@ template <class S>
 __device__ void merge(const SettleParams<S>& p, const Moments<S>& moments, const Dealt& dealt,
                       bool live, double* scratch, Accumulate<S>* stats) {
   using A = Accumulate<S>;
-  const double pixels = static_cast<double>(p.frame.count(moments.client)) *
-                        p.tiles.image_height * p.tiles.image_width;
+  const double pixels = static_cast<double>(p.frame.count(moments.client)) * p.tiles.image_height *
+                        p.tiles.image_width;
   double sum = 0, m2 = 0;
   const auto add = [&](double n, double mean, double) { sum += n * mean; };
   if (live) moments.each(dealt.part, dealt.parts, add);
@@ -79,8 +78,8 @@ __device__ void merge(const SettleParams<S>& p, const Moments<S>& moments, const
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) settle_kernel(const __grid_constant__
-                                                          SettleParams<S> p) {
+__global__ void __launch_bounds__(kThreads)
+    settle_kernel(const __grid_constant__ SettleParams<S> p) {
   using A = Accumulate<S>;
   const NormTask& task = p.task[blockIdx.y];
   const int64_t client = blockIdx.x;
@@ -127,8 +126,7 @@ class Close {
     __syncthreads();
     grad_weight = block_sum<kThreads>(grad_weight, scratch_);
     if (thread() > 0) return;
-    p_.grad_weights[client_ * p_.frame.weights_stride + task_.weight] =
-        static_cast<A>(grad_weight);
+    p_.grad_weights[client_ * p_.frame.weights_stride + task_.weight] = static_cast<A>(grad_weight);
   }
 
  private:

@@ -31,7 +31,7 @@ struct SettleParams {
   int64_t stats_stride;
   int partials;
   const Accumulate<S>* moments;  // (G, N, tiles, partials, 2, C); null: the statistics are given
-  int width;  // norm_width
+  int width;                     // norm_width
   int tasks;
   NormTask task[kMostTasks];
 };
@@ -42,11 +42,11 @@ void settle_norms(const SettleParams<S>& params, Stream stream);
 
 // A batch norm whose gradient is to be closed, or the mixing weight of an identity or of nothing.
 struct CloseTask {
-  int norm;          // kAbsent: none
-  int grad_row;      // rows of the sums: of the gradient,
-  int product_row;   // and of gradient * (value - mean); kAbsent: nothing reaches this
-  int64_t weight;    // mixing weight behind it; kAbsent: 1
-  int64_t affine;    // parameter offset of gamma
+  int norm;         // kAbsent: none
+  int grad_row;     // rows of the sums: of the gradient,
+  int product_row;  // and of gradient * (value - mean); kAbsent: nothing reaches this
+  int64_t weight;   // mixing weight behind it; kAbsent: 1
+  int64_t affine;   // parameter offset of gamma
 };
 
 template <class S>

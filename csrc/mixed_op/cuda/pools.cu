@@ -1,14 +1,13 @@
 // Pools are cheap to make and made again wherever they are needed.
-#include "mixed_op/cuda/pools.h"
-
 #include "mixed_op/cuda/moments.cuh"
+#include "mixed_op/cuda/pools.h"
 
 namespace metadnas::mixed_op {
 namespace {
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads) moments_kernel(const __grid_constant__
-                                                           PoolMomentsParams<S> p) {
+__global__ void __launch_bounds__(kThreads)
+    moments_kernel(const __grid_constant__ PoolMomentsParams<S> p) {
   using A = Accumulate<S>;
   const TileAt at(p.tiles, p.frame.images, blockIdx.x);
   if (!p.frame.counted(at.image)) return;
@@ -52,15 +51,14 @@ __device__ __forceinline__ void add_gradient(const Frame<S>& frame, int64_t clie
   const auto* gradient = frame.gradient(client, norm) + channel;
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    to[i] += gradient[i] * grad[i] +
-             (gradient[kSlope * frame.channels + i] * (value[i] - mean[i]) +
-              gradient[kShift * frame.channels + i]);
+    to[i] += gradient[i] * grad[i] + (gradient[kSlope * frame.channels + i] * (value[i] - mean[i]) +
+                                      gradient[kShift * frame.channels + i]);
   }
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(const __grid_constant__
-                                                            PoolGradientParams<S> p) {
+__global__ void __launch_bounds__(kThreads)
+    gradient_kernel(const __grid_constant__ PoolGradientParams<S> p) {
   using A = Accumulate<S>;
   const int groups = p.frame.channels / V;
   const int64_t i = int64_t{blockIdx.x} * kThreads + thread();
@@ -106,8 +104,8 @@ void launch_moments(const PoolMomentsParams<S>& p, Stream stream) {
 
 template <class S, int V>
 void launch_gradient(const PoolGradientParams<S>& p, Stream stream) {
-  const int64_t threads = p.frame.clients * p.frame.images * p.out_height * p.out_width *
-                          (p.frame.channels / V);
+  const int64_t threads =
+      p.frame.clients * p.frame.images * p.out_height * p.out_width * (p.frame.channels / V);
   launch(gradient_kernel<S, V>, grid_size(ceil_div(threads, kThreads)), kThreads, 0, stream, p);
 }
 

@@ -22,9 +22,9 @@ struct PoolMomentsParams {
 // Pools of all edges, by output pixel: what the gradient of x needs to know.
 template <class S>
 struct PoolGradients {
-  S* to_max;                // (G, N, H', W', C) gradient that reaches the largest value
-  S* to_mean;               // and each value of the mean
-  unsigned char* winner;    // tap of the largest
+  S* to_max;              // (G, N, H', W', C) gradient that reaches the largest value
+  S* to_mean;             // and each value of the mean
+  unsigned char* winner;  // tap of the largest
 };
 
 template <class S>

@@ -1,8 +1,7 @@
 // A thread has a strip of pixels of one channel in registers while it goes through the units.
-#include "mixed_op/cuda/spread.h"
-
 #include "mixed_op/cuda/cut.h"
 #include "mixed_op/cuda/depthwise.cuh"
+#include "mixed_op/cuda/spread.h"
 
 namespace metadnas::mixed_op {
 namespace {
@@ -116,8 +115,8 @@ __device__ void tile_sums(const SpreadCut& cut, const A (&own)[kRows], int live,
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads, 2) middle_kernel(const __grid_constant__
-                                                          SpreadMiddleParams<S> p) {
+__global__ void __launch_bounds__(kThreads, 2)
+    middle_kernel(const __grid_constant__ SpreadMiddleParams<S> p) {
   using A = Accumulate<S>;
   const Block<S, V> block(p);
   if (!p.frame.counted(block.at().image)) return;
@@ -134,9 +133,9 @@ __global__ void __launch_bounds__(kThreads, 2) middle_kernel(const __grid_consta
     const int64_t first = block.at().image * pixels * channels + block.channel();
     block.each([&](int j, int64_t pixel) {
       const int64_t i = first + pixel * channels;
-      const A centred = widen(unit.z[i]) - mean;
+      const A centred = loaded(unit.z[i]) - mean;
       const A g = relu_gradient(centred * scale + beta, grad[j]);
-      unit.to[i] = narrow<S>(g);
+      unit.to[i] = Stored<S>::of(g);
       sums[0] += g;
       sums[1] += g * centred;
     });
@@ -159,23 +158,23 @@ __device__ __forceinline__ Accumulate<S> pool_part(const SpreadInputParams<S>& p
       const int64_t i =
           first + (static_cast<int64_t>(row) * p.out_width + column) * p.frame.channels;
       const int tap = (h + 1 - s * row) * 3 + w + 1 - s * column;
-      if (p.avg_pool) total += widen(p.pools.to_mean[i]);
-      if (p.max_pool && p.pools.winner[i] == tap) total += widen(p.pools.to_max[i]);
+      if (p.avg_pool) total += loaded(p.pools.to_mean[i]);
+      if (p.max_pool && p.pools.winner[i] == tap) total += loaded(p.pools.to_max[i]);
     }
   }
   return total;
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads, 2) input_kernel(const __grid_constant__
-                                                         SpreadInputParams<S> p) {
+__global__ void __launch_bounds__(kThreads, 2)
+    input_kernel(const __grid_constant__ SpreadInputParams<S> p) {
   using A = Accumulate<S>;
   const Block<S, V> block(p);
   const int64_t image = block.at().image;
   A sums[kStrip] = {};
   if (!p.frame.counted(image)) {
     block.each([&](int, int64_t pixel) {
-      p.to.at(image)[pixel * p.to.pitch + block.channel()] = narrow<S>(A{0});
+      p.to.at(image)[pixel * p.to.pitch + block.channel()] = Stored<S>::of(A{0});
     });
     return;
   }
@@ -183,19 +182,19 @@ __global__ void __launch_bounds__(kThreads, 2) input_kernel(const __grid_constan
   const int c = block.channel();
   const int64_t pools = image * p.out_height * p.out_width * p.frame.channels + c;
   block.each([&](int j, int64_t pixel) {
-    A total = relu_gradient(widen(p.x.at(image)[pixel * p.x.pitch + c]), sums[j]);
+    A total = relu_gradient(loaded(p.x.at(image)[pixel * p.x.pitch + c]), sums[j]);
     if (p.max_pool || p.avg_pool) {
       const int width = p.cut.tiles.image_width;
-      total += pool_part(p, pools, static_cast<int>(pixel / width),
-                         static_cast<int>(pixel % width));
+      total +=
+          pool_part(p, pools, static_cast<int>(pixel / width), static_cast<int>(pixel % width));
     }
-    if (p.base.present()) total += widen(p.base.at(image)[pixel * p.base.pitch + c]);
+    if (p.base.present()) total += loaded(p.base.at(image)[pixel * p.base.pitch + c]);
     for (int i = 0; i < p.identities; ++i) {
       const auto& from = p.identity[i];
       total += p.frame.weight(block.at().client, from.weight) *
-               widen(from.grad.at(image)[pixel * from.grad.pitch + c]);
+               loaded(from.grad.at(image)[pixel * from.grad.pitch + c]);
     }
-    p.to.at(image)[pixel * p.to.pitch + c] = narrow<S>(total);
+    p.to.at(image)[pixel * p.to.pitch + c] = Stored<S>::of(total);
   });
 }
 

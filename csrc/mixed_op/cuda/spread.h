@@ -38,7 +38,8 @@ struct SpreadMiddleParams : SpreadParams<S> {
   static constexpr int kMostUnits = 32;
 
   int rows;
-  Accumulate<S>* sums;  // (G, N, tiles, rows, C): of a unit's gradient, then of gradient * (z - mean)
+  Accumulate<S>*
+      sums;  // (G, N, tiles, rows, C): of a unit's gradient, then of gradient * (z - mean)
   int units;
   struct {
     SpreadUnit<S> spread;

@@ -143,8 +143,9 @@ class RectifiedLoad {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       mean_[i] = normalise_ ? norm[i] : A{0};
-      scale_[i] = normalise_ ? norm[kInverse * frame.channels + i] * norm[kGamma * frame.channels + i]
-                             : A{1};
+      scale_[i] = normalise_
+                      ? norm[kInverse * frame.channels + i] * norm[kGamma * frame.channels + i]
+                      : A{1};
       beta_[i] = normalise_ ? norm[kBeta * frame.channels + i] : A{0};
     }
   }

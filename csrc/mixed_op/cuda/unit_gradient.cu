@@ -1,23 +1,26 @@
 // A block takes one unit on some tiles of one client, and keeps its sums of weight gradients until
 // the last one.
-#include "mixed_op/cuda/unit_gradient.h"
-
 #include "mixed_op/cuda/cut.h"
 #include "mixed_op/cuda/depthwise.cuh"
 #include "mixed_op/cuda/product.cuh"
+#include "mixed_op/cuda/unit_gradient.h"
 
 namespace metadnas::mixed_op {
 namespace {
 
-constexpr int kOuter = 4;    // a thread sums kOuter x kOuter elements of the matrix' gradient
+constexpr int kOuter = 4;     // a thread sums kOuter x kOuter elements of the matrix' gradient
 constexpr int kMostTaps = 5;  // and a row of taps of one channel
+
+// Blocks of a multiprocessor at once, which bounds their registers.
+template <class S>
+constexpr int kBlocks = std::is_same_v<S, double> ? 1 : 2;
 
 // A thread's elements of a range x range block of the matrix: (out + r * step, in + s * step).
 struct OuterAt {
-  int step;   // threads along either side
+  int step;  // threads along either side
   int out;
   int in;
-  int part;   // of the pixels
+  int part;  // of the pixels
   int parts;
   bool live;
 
@@ -121,8 +124,8 @@ class Block {
       for (int k = 0; k < kQuad; ++k) {
         if (!at.holds(row, column + k)) continue;
         const int64_t from = pixel(at, row, column + k);
-        values[k] = scale * widen(grad[from * unit_.grad.pitch + c]) +
-                    (slope * (widen(z[from * channels_ + c]) - mean) + shift);
+        values[k] = scale * loaded(grad[from * unit_.grad.pitch + c]) +
+                    (slope * (loaded(z[from * channels_ + c]) - mean) + shift);
       }
       store<kQuad>(dz_ + c * cut_.pitch() + p, values);
     }
@@ -342,8 +345,8 @@ class Block {
 };
 
 template <class S, int V, int RC>
-__global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const __grid_constant__
-                                                            GradientParams<S> p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+    gradient_kernel(const __grid_constant__ GradientParams<S> p) {
   Block<S, V, RC>(p).run();
 }
 
@@ -358,8 +361,8 @@ void launch_gradient(const GradientParams<S>& p, Stream stream) {
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, 2) reduce_kernel(const __grid_constant__
-                                                          ReduceParams<A> p) {
+__global__ void __launch_bounds__(kThreads)
+    reduce_kernel(const __grid_constant__ ReduceParams<A> p) {
   const WeightGradPiece& piece = p.piece[blockIdx.y];
   const int64_t blocks = gridDim.x / p.clients;
   const int64_t client = blockIdx.x / blocks;

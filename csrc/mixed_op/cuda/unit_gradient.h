@@ -12,8 +12,8 @@ struct GradientUnit {
   int dilation;
   int norm;
   Source<S> source;
-  const S* z;             // (G, N, H', W', C)
-  Images<const S> grad;   // of batch norm's result
+  const S* z;            // (G, N, H', W', C)
+  Images<const S> grad;  // of batch norm's result
   int64_t depthwise;
   int64_t pointwise;
   S* grad_d;             // (G, N, H', W', C) behind the depthwise convolution; null: not wanted.
@@ -32,9 +32,9 @@ struct GradientCut {
   int columns;    // of grad_d that a thread holds for one pixel
   int staged_rows;
   int range;
-  int ranges;      // blocks of channels
-  int span;        // tiles of a block
-  int64_t spans;   // of a client
+  int ranges;     // blocks of channels
+  int span;       // tiles of a block
+  int64_t spans;  // of a client
   struct {
     int taps;
     int matrix;
