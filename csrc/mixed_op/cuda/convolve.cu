@@ -163,7 +163,7 @@ ConvolveCut cut_convolve(const Geometry& geometry, int stride, int reach, int ve
     cut.columns = product_columns(cut.tiles.pixels(), channels, vector);
     if (cut.columns == 0) return std::pair(cut, size_t{0});
     const int padded = ceil_div(channels, cut.columns) * cut.columns + kQuad;
-    cut.staged_rows = staged_rows(channels, padded);
+    cut.staged_rows = staged_rows(channels, padded, element, 18 * 1024);
     SharedLayout layout;
     layout.take(chunk * cut.window.plane);
     cut.shared.taps = layout.take(25 * chunk);
@@ -172,7 +172,7 @@ ConvolveCut cut_convolve(const Geometry& geometry, int stride, int reach, int ve
     cut.shared.total = layout.total();
     return std::pair(cut, cut.shared.total * element);
   };
-  return first_that_fits("mixed_op", channels, 64, make);
+  return fitting_cut(channels, 64, make);
 }
 
 template <class S>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -28,10 +29,10 @@ inline int product_columns(int pixels, int columns, int vector) {
   return 0;
 }
 
-// Rows of a matrix in shared memory at a time.
-inline int staged_rows(int rows, int pitch) {
-  constexpr int kMost = 4608;  // elements: all of 64 x 64
-  return rows * pitch <= kMost ? rows : kMost / pitch > 1 ? kMost / pitch : 1;
+// Rows of a matrix in shared memory at a time, in at most `bytes`.
+inline int staged_rows(int rows, int pitch, size_t element, int bytes) {
+  const int most = bytes / static_cast<int>(element);
+  return rows * pitch <= most ? rows : std::max(most / pitch, 1);
 }
 
 // Pieces of shared memory, in elements, each aligned for vectors.
@@ -52,32 +53,35 @@ class SharedLayout {
 // The first of the cuts that fits: tiles from large to small, windows of all channels first.
 // make(pixels, chunk) gives a cut and the bytes it takes; 0 bytes: not a cut.
 template <class Make>
-auto first_that_fits(const char* stage, int channels, int most_chunk, Make&& make) {
+auto find_cut(int channels, int most_chunk, size_t budget, Make&& make) {
+  std::optional<decltype(make(0, 0).first)> found;
+  const auto fits = [&](int pixels, int chunk) {
+    const auto [cut, bytes] = make(pixels, chunk);
+    if (bytes > 0 && bytes <= budget) found = cut;
+    return found.has_value();
+  };
   const int all = power_of_two_from(channels);
-  for (const size_t budget : {kSharedBudget, cuda::kMostShared}) {
-    if (all <= most_chunk) {
-      for (const int pixels : {128, 64}) {
-        const auto [cut, bytes] = make(pixels, all);
-        if (bytes > 0 && bytes <= budget) return cut;
-      }
-    }
+  if (all <= most_chunk && (fits(128, all) || fits(64, all))) return found;
+  // Chunks that keep all threads busy, then any.
+  for (const int busy : {kThreads * kStrip / 2, 0}) {
     for (int pixels = 128; pixels >= kStrip; pixels /= 2) {
-      for (int chunk = 32; chunk >= 1; chunk /= 2) {
-        if (chunk > all || chunk * pixels < kThreads * kStrip / 2) continue;
-        const auto [cut, bytes] = make(pixels, chunk);
-        if (bytes > 0 && bytes <= budget) return cut;
-      }
-    }
-    for (int pixels = 128; pixels >= kStrip; pixels /= 2) {
-      for (int chunk = 32; chunk >= 1; chunk /= 2) {
-        if (chunk > all) continue;
-        const auto [cut, bytes] = make(pixels, chunk);
-        if (bytes > 0 && bytes <= budget) return cut;
+      for (int chunk = std::min(all, 32); chunk >= 1 && chunk * pixels >= busy; chunk /= 2) {
+        if (fits(pixels, chunk)) return found;
       }
     }
   }
-  throw std::runtime_error(std::string(stage) + ": " + std::to_string(channels) +
-                           " channels do not fit the shared memory of a block");
+  return found;
+}
+
+// That cut, in the least memory that it can be had for.
+template <class Make>
+auto fitting_cut(int channels, int most_chunk, Make&& make) {
+  for (const size_t budget : {kSharedBudget, cuda::kMostShared}) {
+    if (auto found = find_cut(channels, most_chunk, budget, make)) return *found;
+  }
+  throw std::runtime_error("mixed operations on CUDA: tiles of " + std::to_string(channels) +
+                           " channels do not fit the shared memory of a block; 1024 do (512 in "
+                           "float64)");
 }
 
 }  // namespace metadnas::mixed_op

@@ -70,7 +70,7 @@ class Fan {
     return {{z(first), geometry.channels, image}, first.norm};
   }
 
-  // Units [begin, end) read images of this size at this stride.
+  // First or second halves, units [begin, end), read images of this size at this stride.
   struct Input {
     int height;
     int width;
@@ -82,7 +82,7 @@ class Fan {
     for (int u = begin; u < end; ++u) {
       reach = std::max(reach, (plan.units[u].kernel - 1) / 2 * plan.units[u].dilation);
     }
-    if (begin >= firsts()) return {geometry.out_height, geometry.out_width, 1, reach};
+    if (begin > 0) return {geometry.out_height, geometry.out_width, 1, reach};  // second halves
     return {geometry.height, geometry.width, geometry.stride, reach};
   }
   PoolShape pool_shape() const { return {geometry.height, geometry.width, geometry.stride}; }

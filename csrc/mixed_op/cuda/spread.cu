@@ -223,7 +223,7 @@ SpreadCut cut_spread(int height, int width, int channels, int reach, size_t elem
     cut.total = layout.total();
     return std::pair(cut, cut.total * element);
   };
-  return first_that_fits("mixed_op", channels, 32, make);
+  return fitting_cut(channels, 32, make);
 }
 
 template <class S>

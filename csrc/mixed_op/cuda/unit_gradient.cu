@@ -8,8 +8,9 @@
 namespace metadnas::mixed_op {
 namespace {
 
-constexpr int kOuter = 4;     // a thread sums kOuter x kOuter elements of the matrix' gradient
-constexpr int kMostTaps = 5;  // and a row of taps of one channel
+constexpr int kOuter = 4;         // a thread sums kOuter x kOuter elements of the matrix' gradient
+constexpr int kMostTaps = 5;      // and a row of taps of one channel
+constexpr int kTapThreads = 160;  // at most: 32 channels x 5 rows
 
 // Blocks of a multiprocessor at once, which bounds their registers.
 template <class S>
@@ -45,7 +46,7 @@ struct TapsAt {
       : channel(thread() % chunk),
         kh(thread() / chunk % kernel),
         part(thread() / (chunk * kernel)),
-        parts(kThreads / (chunk * kernel)),
+        parts(kTapThreads / (chunk * kernel)),
         live(part < parts) {}
   // The thread of a part that sums (channel, kh).
   __device__ static int owner(int chunk, int kernel, int part, int channel, int kh) {
@@ -243,9 +244,10 @@ class Block {
   }
 
   __device__ A* own_taps_at(int first) const {
-    return tap_sums_ + (first / cut_.chunk * kThreads + thread()) * kMostTaps;
+    return tap_sums_ + (first / cut_.chunk * kTapThreads + thread()) * kMostTaps;
   }
   __device__ void clear_taps() const {
+    if (thread() >= kTapThreads) return;
     for (int first = 0; first < ins_; first += cut_.chunk) {
       for (int k = 0; k < kMostTaps; ++k) own_taps_at(first)[k] = A{0};
     }
@@ -319,7 +321,7 @@ class Block {
       A sum{0};
       for (int part = 0; part < parts; ++part) {
         const int owner = TapsAt::owner(chunk, kernel, part, c % chunk, kh);
-        sum += tap_sums_[(c / chunk * kThreads + owner) * kMostTaps + kw];
+        sum += tap_sums_[(c / chunk * kTapThreads + owner) * kMostTaps + kw];
       }
       to[static_cast<int64_t>(in_first_) * count + i] = sum;
     }
@@ -379,35 +381,49 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+namespace {
+
+// A cut with blocks of `range` channels, and the bytes it takes; 0: it cannot be.
+std::pair<GradientCut, size_t> measure(GradientCut cut, int channels, int range, int vector,
+                                       size_t element) {
+  cut.range = std::min(channels, range);
+  cut.ranges = ceil_div(channels, cut.range);
+  cut.columns = product_columns(cut.tiles.pixels(), cut.range, vector);
+  if (cut.columns == 0) return {cut, 0};
+  const int step = ceil_div(cut.range, kOuter);
+  const int padded = ceil_div(cut.range, cut.columns) * cut.columns + kQuad;
+  cut.staged_rows = staged_rows(channels, padded, element, 9 * 1024);
+  SharedLayout layout;
+  layout.take(cut.chunk * cut.window.plane);
+  cut.shared.taps = layout.take(kMostTaps * kMostTaps * cut.chunk);
+  cut.shared.matrix = layout.take(cut.staged_rows * padded);
+  cut.shared.dz = layout.take(channels * cut.pitch());
+  cut.shared.grad_d = layout.take(cut.range * cut.pitch());
+  cut.shared.values = layout.take(cut.range * cut.pitch());
+  // The sums of the matrix' gradient are added up where the others have been.
+  layout.extend_to(kThreads / (step * step) * cut.range * cut.range);
+  cut.shared.tap_sums = layout.take(ceil_div(cut.range, cut.chunk) * kTapThreads * kMostTaps);
+  cut.shared.total = layout.total();
+  return {cut, cut.shared.total * element};
+}
+
+}  // namespace
+
 GradientCut cut_gradient(const Geometry& geometry, int stride, int reach, int vector,
                          size_t element) {
   const int channels = geometry.channels;
+  // Large blocks of channels before large tiles: each block makes dz anew.
+  int range = GradientCut::kMostRange;
   const auto make = [&](int pixels, int chunk) {
     GradientCut cut{};
     cut.tiles = make_tiles(geometry.out_height, geometry.out_width, pixels);
     cut.window = make_window(cut.tiles, stride, reach, chunk);
     cut.chunk = chunk;
-    cut.range = std::min(channels, GradientCut::kMostRange);
-    cut.ranges = ceil_div(channels, cut.range);
-    cut.columns = product_columns(cut.tiles.pixels(), cut.range, vector);
-    const int step = ceil_div(cut.range, kOuter);
-    if (cut.columns == 0 || chunk > cut.range * 2) return std::pair(cut, size_t{0});
-    const int padded = ceil_div(cut.range, cut.columns) * cut.columns + kQuad;
-    cut.staged_rows = staged_rows(channels, padded);
-    SharedLayout layout;
-    layout.take(chunk * cut.window.plane);
-    cut.shared.taps = layout.take(kMostTaps * kMostTaps * chunk);
-    cut.shared.matrix = layout.take(cut.staged_rows * padded);
-    cut.shared.dz = layout.take(channels * cut.pitch());
-    cut.shared.grad_d = layout.take(cut.range * cut.pitch());
-    cut.shared.values = layout.take(cut.range * cut.pitch());
-    // The sums of the matrix' gradient are added up where the others have been.
-    layout.extend_to(kThreads / (step * step) * cut.range * cut.range);
-    cut.shared.tap_sums = layout.take(ceil_div(cut.range, chunk) * kThreads * kMostTaps);
-    cut.shared.total = layout.total();
-    return std::pair(cut, cut.shared.total * element);
+    return measure(cut, channels, range, vector, element);
   };
-  GradientCut cut = first_that_fits("mixed_op", channels, 32, make);
+  std::optional<GradientCut> found;
+  for (; !found && range > 8; range /= 2) found = find_cut(channels, 32, kSharedBudget, make);
+  GradientCut cut = found ? *found : fitting_cut(channels, 32, make);
   // As many tiles as make the sums, of channels^2, small beside what they are summed from.
   cut.span = std::max(4, ceil_div(4 * channels, cut.tiles.pixels()));
   cut.spans = ceil_div(geometry.images * cut.tiles.count(), cut.span);
