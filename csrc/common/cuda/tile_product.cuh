@@ -46,6 +46,14 @@ struct TileProduct {
     return threadIdx.x % (kColumns / kEach) * kEach;
   }
 
+  __device__ __forceinline__ void add(const TileProduct& other) {
+#pragma unroll
+    for (int r = 0; r < kEach; ++r) {
+#pragma unroll
+      for (int c = 0; c < kEach; ++c) sums[r][c] += other.sums[r][c];
+    }
+  }
+
   // sums(row, column) += a(row, k) * b(k, column) for k in [0, depth). Both functions are asked for
   // whole tiles, at depths below `depth`: 0 where there is nothing.
   template <Along kA, Along kB, class Multiply = MultiplyAdd, class A, class B>
