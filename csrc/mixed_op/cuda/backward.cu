@@ -17,10 +17,8 @@ class Backward {
         geometry_(args.geometry),
         units_(args.plan.units) {
     for (const auto& grad : args.grad_out) fan_.take_alignment(grad);
-    for (const auto& images :
-         {args.base, Images<const S>{args.grad_x.data, args.grad_x.pitch, args.grad_x.image}}) {
-      if (images.present()) fan_.take_alignment(images);
-    }
+    if (args.base.present()) fan_.take_alignment(args.base);
+    if (args.grad_x.present()) fan_.take_alignment(args.grad_x);
     fan_.frame.gradients =
         call.scratch<T>(geometry_.clients * fan_.frame.norms * kGradientRows * geometry_.channels);
     firsts_ = fan_.firsts();

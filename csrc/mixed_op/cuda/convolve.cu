@@ -131,7 +131,7 @@ class Block {
 };
 
 template <class S, int V, int RC>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     convolve_kernel(const __grid_constant__ ConvolveParams<S> p) {
   Block<S, V, RC> block(p);
   const bool counted = block.counted();

@@ -158,7 +158,7 @@ class Combine {
 };
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     combine_kernel(const __grid_constant__ EdgesParams<S> p) {
   const Walk<V> walk(p.frame.channels);
   if (walk.live) Combine<S, V>(p, walk).run();
@@ -287,7 +287,8 @@ class EdgeSums {
 };
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads) sums_kernel(const __grid_constant__ EdgesParams<S> p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+    sums_kernel(const __grid_constant__ EdgesParams<S> p) {
   EdgeSums<S, V>(p).run();
 }
 

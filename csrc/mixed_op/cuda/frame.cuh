@@ -33,6 +33,10 @@ struct AccumulateOf<double> {
 template <class S>
 using Accumulate = typename AccumulateOf<S>::type;
 
+// Blocks of a multiprocessor at once: the registers of a kernel are bounded by it, and only by it.
+template <class S>
+constexpr int kBlocks = std::is_same_v<S, double> ? 1 : 2;
+
 // N neighbours that are read and written together, 16 bytes at a time at most.
 template <class T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {

@@ -78,7 +78,7 @@ __device__ void merge(const SettleParams<S>& p, const Moments<S>& moments, const
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     settle_kernel(const __grid_constant__ SettleParams<S> p) {
   using A = Accumulate<S>;
   const NormTask& task = p.task[blockIdx.y];
@@ -173,7 +173,8 @@ class Close {
 };
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) close_kernel(const __grid_constant__ CloseParams<S> p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+    close_kernel(const __grid_constant__ CloseParams<S> p) {
   Close<S>(p).run();
 }
 

@@ -6,7 +6,7 @@ namespace metadnas::mixed_op {
 namespace {
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     moments_kernel(const __grid_constant__ PoolMomentsParams<S> p) {
   using A = Accumulate<S>;
   const TileAt at(p.tiles, p.frame.images, blockIdx.x);
@@ -57,7 +57,7 @@ __device__ __forceinline__ void add_gradient(const Frame<S>& frame, int64_t clie
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     gradient_kernel(const __grid_constant__ PoolGradientParams<S> p) {
   using A = Accumulate<S>;
   const int groups = p.frame.channels / V;

@@ -115,7 +115,7 @@ __device__ void tile_sums(const SpreadCut& cut, const A (&own)[kRows], int live,
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     middle_kernel(const __grid_constant__ SpreadMiddleParams<S> p) {
   using A = Accumulate<S>;
   const Block<S, V> block(p);
@@ -166,7 +166,7 @@ __device__ __forceinline__ Accumulate<S> pool_part(const SpreadInputParams<S>& p
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     input_kernel(const __grid_constant__ SpreadInputParams<S> p) {
   using A = Accumulate<S>;
   const Block<S, V> block(p);

@@ -12,10 +12,6 @@ constexpr int kOuter = 4;         // a thread sums kOuter x kOuter elements of t
 constexpr int kMostTaps = 5;      // and a row of taps of one channel
 constexpr int kTapThreads = 160;  // at most: 32 channels x 5 rows
 
-// Blocks of a multiprocessor at once, which bounds their registers.
-template <class S>
-constexpr int kBlocks = std::is_same_v<S, double> ? 1 : 2;
-
 // A thread's elements of a range x range block of the matrix: (out + r * step, in + s * step).
 struct OuterAt {
   int step;  // threads along either side
