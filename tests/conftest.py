@@ -1,10 +1,12 @@
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 # Python processes that tests start import the installed package too, never half of the source tree
 # in the current folder.
@@ -22,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: about the CPU's own kernels, left out elsewhere")
+    config.addinivalue_line("markers", "host: values are looked at, which is done on the CPU only")
     device = config.getoption("--device")
     if device == "shim":
         load_shim()
@@ -40,12 +43,36 @@ def load_shim() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") == "cpu":
+    left_out = {"cpu": [], "shim": ["cpu"], "cuda": ["cpu", "host"]}[config.getoption("--device")]
+    for name in left_out:
+        for item in items:
+            if item.get_closest_marker(name) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"a test of the {name}"))
+
+
+MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn")
+MAKERS += ("randperm", "tensor", "zeros")
+
+
+def moved(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*args: Any, **options: Any) -> Tensor:
+        tensor = make(*args, **options)
+        return tensor if options.get("device") is not None else tensor.to("cuda")
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests make is made on the CPU, so that seeds mean the same, and moved; numpy gets copies
+    on the CPU."""
+    if request.config.getoption("--device") != "cuda":
         return
-    skip = pytest.mark.skip(reason="about the CPU's own kernels")
-    for item in items:
-        if item.get_closest_marker("cpu") is not None:
-            item.add_marker(skip)
+    for name in MAKERS:
+        monkeypatch.setattr(torch, name, moved(getattr(torch, name)))
+    for name in ("numpy", "__array__"):
+        read = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda t, *rest, read=read: read(t.cpu(), *rest))
 
 
 @pytest.fixture(autouse=True)

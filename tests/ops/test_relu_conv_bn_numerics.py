@@ -121,6 +121,7 @@ def zeros(*shape, dtype=torch.float64):
     return torch.zeros(shape, dtype=dtype)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -154,6 +155,7 @@ def test_refuses(changes, message):
     assert "relu_conv_bn: " in str(error.value)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("counts", [None, (1, 1), (1, 0)])
 def test_one_value_per_channel_in_training(counts):
     case = make_case((2, 1 if counts is None else 2, 2, 1, 4), stride=2, counts=counts)

@@ -21,7 +21,7 @@ __device__ void tile_origin(int64_t index, int64_t clients, int64_t* first, int6
 }
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramArgs<T> p) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) gram_kernel(GramArgs<T> p) {
   const Clients<T>& from = p.from;
   const int64_t clients = from.clients;
   const int64_t group = blockIdx.x % p.groups;

@@ -15,7 +15,7 @@ struct Mixtures {
 };
 
 template <class T>
-__global__ void __launch_bounds__(Tile::kThreads) mixtures_kernel(Mixtures<T> p) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) mixtures_kernel(Mixtures<T> p) {
   const Clients<T>& from = p.in.from;
   // Tiles of the same columns side by side, so that these are read once.
   const int64_t first_row = blockIdx.x % p.row_tiles * Tile::kRows;

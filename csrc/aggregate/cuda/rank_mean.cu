@@ -21,7 +21,7 @@ constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
 constexpr int kSelectThreads = 32;  // columns that share a block's memory
 
 template <int N, class T>
-__global__ void __launch_bounds__(kSortThreads) sorted_mean_kernel(RankMeanArgs<T> p) {
+__global__ void __launch_bounds__(kSortThreads, 1) sorted_mean_kernel(RankMeanArgs<T> p) {
   const int64_t column = int64_t{blockIdx.x} * kSortThreads + threadIdx.x;
   if (column >= p.from.columns) return;
   T values[N];
@@ -127,7 +127,9 @@ void rank_mean(const RankMeanArgs<T>& args, cuda::Stream stream) {
   if (clients <= 8) return sort<8>(args, stream);
   if (clients <= 16) return sort<16>(args, stream);
   if (clients <= 32) return sort<32>(args, stream);
-  if (clients <= 64) return sort<64>(args, stream);
+  if constexpr (sizeof(T) == sizeof(float)) {  // 64 doubles leave no register for anything else
+    if (clients <= 64) return sort<64>(args, stream);
+  }
   const unsigned blocks = grid_size(ceil_div(args.from.columns, kSelectThreads));
   const size_t bytes = static_cast<size_t>(clients) * kSelectThreads * sizeof(T);
   if (bytes <= cuda::kMostShared) {

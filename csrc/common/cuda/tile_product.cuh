@@ -31,6 +31,8 @@ struct TileProduct {
   static constexpr int kEach = 4;  // rows and columns of a thread
   static constexpr int kDepth = 16;
   static constexpr int kThreads = kRows / kEach * (kColumns / kEach);
+  // Of a multiprocessor, for launch bounds: left alone, the compiler spills for the sake of more.
+  static constexpr int kBlocks = kThreads < 384 ? 384 / kThreads : 1;
   static constexpr int kPad = 16 / sizeof(T);  // keeps rows aligned for 16-byte reads
 
   struct Shared {
@@ -44,14 +46,6 @@ struct TileProduct {
   static __device__ __forceinline__ int row() { return threadIdx.x / (kColumns / kEach) * kEach; }
   static __device__ __forceinline__ int column() {
     return threadIdx.x % (kColumns / kEach) * kEach;
-  }
-
-  __device__ __forceinline__ void add(const TileProduct& other) {
-#pragma unroll
-    for (int r = 0; r < kEach; ++r) {
-#pragma unroll
-      for (int c = 0; c < kEach; ++c) sums[r][c] += other.sums[r][c];
-    }
   }
 
   // sums(row, column) += a(row, k) * b(k, column) for k in [0, depth). Both functions are asked for

@@ -22,7 +22,7 @@ struct InputGradient {
 };
 
 template <int kColumns, class T, class S>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks)
     input_gradient_kernel(InputGradient<T, S> p) {
   using Own = Tile<T, kColumns>;
   auto& shared = *cuda::shared_memory<Shared<T, kColumns>>();

@@ -9,7 +9,6 @@ namespace {
 template <class T, int kColumns>
 using Tile = cuda::TileProduct<T, 64, kColumns>;
 
-constexpr int kRunPixels = 64;  // added up on their own: a long sum would cost digits
 constexpr int kAddThreads = 128;
 
 template <class T, int kColumns>
@@ -29,7 +28,7 @@ struct WeightGradient {
 };
 
 template <int kColumns, class T, class S>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks)
     weight_gradient_kernel(WeightGradient<T, S> p) {
   using Own = Tile<T, kColumns>;
   auto& shared = *cuda::shared_memory<Shared<T, kColumns>>();
@@ -53,24 +52,19 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
   const S* x = p.args.x + client * shape.images * shape.in_image() + first_row;
   const GradZ<T, S> grad_z(p.args, p.coefficients, client);
   const int channel = grid * shape.grid_channels() + first_column;
-  Own sum;
-  for (int run = 0; run < pixels; run += kRunPixels) {
-    Own tile;
-    tile.template add<cuda::Along::kSide, cuda::Along::kSide>(
-        shared.product, min(kRunPixels, pixels - run),
-        [&](int row, int64_t k) {
-          const int64_t own = shared.own[run + k];
-          if (first_row + row >= shape.in_channels || own == Offsets::kOutside) return T{0};
-          const T v = cuda::loaded(x[own + row]);
-          return p.args.relu ? cuda::relu(v) : v;
-        },
-        [&](int64_t k, int column) {
-          return first_column + column < shape.grid_channels()
-                     ? grad_z.at(begin + run + k, channel + column)
-                     : T{0};
-        });
-    sum.add(tile);
-  }
+  Own tile;
+  tile.template add<cuda::Along::kSide, cuda::Along::kSide>(
+      shared.product, pixels,
+      [&](int row, int64_t k) {
+        if (first_row + row >= shape.in_channels || shared.own[k] == Offsets::kOutside) return T{0};
+        const T v = cuda::loaded(x[shared.own[k] + row]);
+        return p.args.relu ? cuda::relu(v) : v;
+      },
+      [&](int64_t k, int column) {
+        return first_column + column < shape.grid_channels()
+                   ? grad_z.at(begin + k, channel + column)
+                   : T{0};
+      });
   T* to = p.partial + block * shape.weights();
 #pragma unroll
   for (int c = 0; c < Own::kEach; ++c) {
@@ -79,7 +73,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
     for (int r = 0; r < Own::kEach; ++r) {
       const int row = first_row + Own::row() + r;
       if (first_column + column >= shape.grid_channels() || row >= shape.in_channels) continue;
-      to[int64_t{channel + column} * shape.in_channels + row] = sum.sums[r][c];
+      to[int64_t{channel + column} * shape.in_channels + row] = tile.sums[r][c];
     }
   }
 }

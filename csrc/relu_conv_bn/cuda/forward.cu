@@ -80,7 +80,8 @@ __device__ __forceinline__ void column_sums(T (*scratch)[Own::kColumns], int liv
 }
 
 template <int kColumns, class T, class S>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads) moments_kernel(Moments<T, S> p) {
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks)
+    moments_kernel(Moments<T, S> p) {
   using Own = Tile<T, kColumns>;
   auto& shared = *cuda::shared_memory<Shared<T, kColumns>>();
   const Shape& shape = p.args.shape;
@@ -146,38 +147,60 @@ struct Normalise {
   Cut cut;
 };
 
+template <class T, int kColumns>
+struct NormaliseShared : Shared<T, kColumns> {
+  T mean[kColumns];
+  T inverse[kColumns];  // 1 / sqrt(variance + eps)
+  T gamma[kColumns];
+  T beta[kColumns];
+};
+
+// Batch norm of the block's channels.
 template <int kColumns, class T, class S>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads)
+__device__ __forceinline__ void fill_norm(const Args<T, S>& args, const Place& place,
+                                          NormaliseShared<T, kColumns>& to) {
+  const Shape& shape = args.shape;
+  const int first = place.grid * shape.grid_channels() + place.column_tile * kColumns;
+  const T* stats = args.stats + place.client * 2 * shape.out_channels + first;
+  const T* affine = args.params + place.client * args.params_stride + shape.weights() + first;
+  const int columns = min(kColumns, shape.grid_channels() - place.column_tile * kColumns);
+  for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+    const double variance = static_cast<double>(stats[shape.out_channels + c]);
+    to.mean[c] = stats[c];
+    to.inverse[c] = static_cast<T>(1 / std::sqrt(variance + args.eps));
+    to.gamma[c] = args.affine ? affine[c] : T{1};
+    to.beta[c] = args.affine ? affine[shape.out_channels + c] : T{0};
+  }
+}
+
+template <int kColumns, class T, class S>
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks)
     normalised_kernel(Normalise<T, S> p) {
   using Own = Tile<T, kColumns>;
-  auto& shared = *cuda::shared_memory<Shared<T, kColumns>>();
+  auto& shared = *cuda::shared_memory<NormaliseShared<T, kColumns>>();
   const Shape& shape = p.args.shape;
   const Place place(p.cut);
   const int live = pixels_before(counted_pixels(p.args, place.client), place.tile);
   const int present = pixels_before(all_pixels(p.args), place.tile);
-  const Own tile = product_tile<kColumns>(p.args, place, live, shared);
-  const T* stats = p.args.stats + place.client * 2 * shape.out_channels;
-  const T* affine = p.args.params + place.client * p.args.params_stride + shape.weights();
+  fill_norm(p.args, place, shared);
+  const Own tile = product_tile<kColumns>(p.args, place, live, shared);  // waits for all threads
   const int64_t pixel = place.client * all_pixels(p.args) + place.tile * kTilePixels;
 #pragma unroll
   for (int c = 0; c < Own::kEach; ++c) {
-    const int column = place.column_tile * kColumns + Own::column() + c;
+    const int own = Own::column() + c;
+    const int column = place.column_tile * kColumns + own;
     if (column >= shape.grid_channels()) continue;
-    const int channel = place.grid * shape.grid_channels() + column;
-    const T mean = stats[channel];
-    const double variance = static_cast<double>(stats[shape.out_channels + channel]);
-    const T inverse = static_cast<T>(1 / std::sqrt(variance + p.args.eps));
-    const T gamma = p.args.affine ? affine[channel] : T{1};
-    const T beta = p.args.affine ? affine[shape.out_channels + channel] : T{0};
+    const int64_t start = pixel * shape.out_channels + place.grid * shape.grid_channels() + column;
 #pragma unroll
     for (int r = 0; r < Own::kEach; ++r) {
       const int row = Own::row() + r;
       if (row >= present) continue;
-      const int64_t at = (pixel + row) * shape.out_channels + channel;
-      const T normal = row < live ? (tile.sums[r][c] - mean) * inverse : T{0};
-      if (p.args.affine) p.args.normal[at] = cuda::Stored<S>::of(normal);
-      const T out = p.args.affine && row < live ? gamma * normal + beta : normal;
-      p.args.out[at] = cuda::Stored<S>::of(out);
+      const int64_t at = start + int64_t{row} * shape.out_channels;
+      const bool counts = row < live;
+      const T normal = (tile.sums[r][c] - shared.mean[own]) * shared.inverse[own];
+      const T out = p.args.affine ? shared.gamma[own] * normal + shared.beta[own] : normal;
+      if (p.args.affine) p.args.normal[at] = cuda::Stored<S>::of(counts ? normal : T{0});
+      p.args.out[at] = cuda::Stored<S>::of(counts ? out : T{0});
     }
   }
 }
@@ -205,7 +228,8 @@ void normalised_product(const ForwardArgs<T, S>& args, cuda::Stream stream) {
   with_columns<T>(shape.grid_channels(), [&]<int kColumns>() {
     const Cut cut = cut_for<kColumns>(shape, shape.grid_channels());
     cuda::launch(normalised_kernel<kColumns, T, S>, cuda::grid_size(cut.blocks(shape.clients)),
-                 Tile<T, kColumns>::kThreads, sizeof(Shared<T, kColumns>), stream, {args, cut});
+                 Tile<T, kColumns>::kThreads, sizeof(NormaliseShared<T, kColumns>), stream,
+                 {args, cut});
   });
 }
 
