@@ -31,7 +31,8 @@ def half_case(dtype, shape=(2, 4, 7, 8, 16), candidates=None, **options) -> Case
 
 
 def check(case: Case, factor: float) -> None:
-    """Dtypes, and relative errors of at most `factor` roundings."""
+    """Dtypes, and relative errors of at most `factor` roundings: of stored results and of what tensor
+    cores multiply, and where those flip a rectifier."""
     dtype = case.x.dtype
     expected, actual = truth(case.to(torch.float64)), run(case)
     single = torch.float32
@@ -47,7 +48,7 @@ def check(case: Case, factor: float) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_all_candidates(stride, training, dtype):
     options = {"stride": stride, "training": training, "affine": True, "counts": (4, 3)}
-    check(half_case(dtype, mean=0.5, **options), 4)
+    check(half_case(dtype, mean=0.5, **options), 6)
 
 
 @pytest.mark.parametrize("name", [p for p in PRIMITIVES if p != "none"])

@@ -8,6 +8,10 @@
 namespace metadnas::mixed_op {
 namespace {
 
+// Few results a thread leave registers for another block.
+template <class S, int RC>
+constexpr int kConvolveBlocks = RC < 4 && kBlocks<S> > 1 ? 3 : kBlocks<S>;
+
 template <class S, int V, int RC>
 class Block {
   using A = Accumulate<S>;
@@ -35,8 +39,9 @@ class Block {
       const Matrix<A> matrix{p_.frame.param(at_.client, unit.pointwise), 1, channels_,
                              factorized && grid == 1 ? half : 0,
                              factorized && grid == 0 ? half : channels_};
-      multiply_all<RC>(values_, p_.cut.pitch(), channels_, matrix, channels_, own_,
-                       p_.cut.staged_rows, window_ + p_.cut.shared.matrix, sums);
+      multiply_all<S, RC>({values_, p_.cut.pitch(), p_.cut.tiles.pixels(), channels_, matrix,
+                           channels_, p_.cut.staged_rows, window_ + p_.cut.shared.matrix, values_},
+                          own_, sums);
     }
     __syncthreads();
     if (own_.live) write(unit, sums);
@@ -131,7 +136,7 @@ class Block {
 };
 
 template <class S, int V, int RC>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kConvolveBlocks<S, RC>)
     convolve_kernel(const __grid_constant__ ConvolveParams<S> p) {
   Block<S, V, RC> block(p);
   const bool counted = block.counted();

@@ -1,7 +1,7 @@
 // Stages A and B: every unit that reads x, or every second half; results z and their moments.
 #pragma once
 
-#include "mixed_op/cuda/tiles.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "mixed_op/cuda/tiles.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 

@@ -1,5 +1,8 @@
 // A thread has V channels, and walks over pixels.
+#include <algorithm>
+
 #include "mixed_op/cuda/edges.h"
+#include "mixed_op/cuda/pool.cuh"
 
 namespace metadnas::mixed_op {
 namespace {

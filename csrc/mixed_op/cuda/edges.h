@@ -2,8 +2,7 @@
 // backward pass starts with.
 #pragma once
 
-#include "mixed_op/cuda/frame.cuh"
-#include "mixed_op/cuda/pool.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 

@@ -1,5 +1,6 @@
 // A block for every client and batch norm.
 #include "common/cuda/reduce.cuh"
+#include "mixed_op/cuda/frame.cuh"
 #include "mixed_op/cuda/norms.h"
 
 namespace metadnas::mixed_op {

@@ -2,7 +2,7 @@
 // gradient from the tiles' sums. Double precision, in the order of the tiles.
 #pragma once
 
-#include "mixed_op/cuda/tiles.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 

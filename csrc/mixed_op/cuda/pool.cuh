@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mixed_op/cuda/frame.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 
@@ -11,13 +12,6 @@ struct Pooled {
   A mean[V];
   int winner[V];  // the tap 0 to 8 that holds the largest, the first in row-major order
   A share;        // 1 / taps
-};
-
-// Input sizes and stride of pools.
-struct PoolShape {
-  int height;
-  int width;
-  int stride;
 };
 
 // image: the first of the V channels in pixel 0.

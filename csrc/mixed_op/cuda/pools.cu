@@ -1,5 +1,6 @@
 // Pools are cheap to make and made again wherever they are needed.
 #include "mixed_op/cuda/moments.cuh"
+#include "mixed_op/cuda/pool.cuh"
 #include "mixed_op/cuda/pools.h"
 
 namespace metadnas::mixed_op {

@@ -1,8 +1,7 @@
 // Moments of both pools of x, and the gradients that reach the pooled values.
 #pragma once
 
-#include "mixed_op/cuda/pool.cuh"
-#include "mixed_op/cuda/tiles.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 

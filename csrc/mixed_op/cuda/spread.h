@@ -2,7 +2,7 @@
 #pragma once
 
 #include "mixed_op/cuda/pools.h"
-#include "mixed_op/cuda/tiles.cuh"
+#include "mixed_op/cuda/tiles.h"
 
 namespace metadnas::mixed_op {
 

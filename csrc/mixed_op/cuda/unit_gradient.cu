@@ -138,9 +138,10 @@ class Block {
                     static_cast<int64_t>(first) * channels_ + in_first_;
     A sums[kQuad][RC] = {};
     if (grid > 0) __syncthreads();
-    multiply_all<RC>(dz_ + first * cut_.pitch(), cut_.pitch(), outs,
-                     Matrix<A>{data, channels_, 1, 0, ins_}, ins_, own_, cut_.staged_rows,
-                     window_ + cut_.shared.matrix, sums);
+    multiply_all<S, RC>({dz_ + first * cut_.pitch(), cut_.pitch(), cut_.tiles.pixels(), outs,
+                         Matrix<A>{data, channels_, 1, 0, ins_}, ins_, cut_.staged_rows,
+                         window_ + cut_.shared.matrix, grad_d_},
+                        own_, sums);
     if (!own_.live) return;
     const Tiles& tiles = cut_.tiles;
     const int row = own_.pixel / tiles.width, column = own_.pixel % tiles.width;
@@ -358,23 +359,6 @@ void launch_gradient(const GradientParams<S>& p, Stream stream) {
          static_cast<size_t>(p.cut.shared.total) * sizeof(Accumulate<S>), stream, p);
 }
 
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    reduce_kernel(const __grid_constant__ ReduceParams<A> p) {
-  const WeightGradPiece& piece = p.piece[blockIdx.y];
-  const int64_t blocks = gridDim.x / p.clients;
-  const int64_t client = blockIdx.x / blocks;
-  const A* from = p.weight_grads + client * p.spans * p.row + piece.from;
-  A* to = p.grad_params + client * p.grad_params_stride + piece.to;
-  const int64_t first = blockIdx.x % blocks * kThreads + thread();
-  for (int64_t i = first; i < piece.count; i += blocks * kThreads) {
-    A sum{0};
-#pragma unroll 4
-    for (int64_t span = 0; span < p.spans; ++span) sum += from[span * p.row + i];
-    to[i] = sum;
-  }
-}
-
 }  // namespace
 
 namespace {
@@ -434,19 +418,9 @@ void unit_gradient(const GradientParams<S>& p, int vector, Stream stream) {
   launch_gradient<S, 4, 8>(p, stream);
 }
 
-template <class A>
-void reduce_weight_grads(const ReduceParams<A>& p, Stream stream) {
-  int64_t most = 1;
-  for (int i = 0; i < p.pieces; ++i) most = std::max(most, p.piece[i].count);
-  const dim3 grid(grid_size(p.clients * ceil_div(most, kThreads)), grid_size(p.pieces));
-  launch(reduce_kernel<A>, grid, kThreads, 0, stream, p);
-}
-
 template void unit_gradient(const GradientParams<float>&, int, Stream);
 template void unit_gradient(const GradientParams<double>&, int, Stream);
 template void unit_gradient(const GradientParams<__nv_bfloat16>&, int, Stream);
 template void unit_gradient(const GradientParams<__half>&, int, Stream);
-template void reduce_weight_grads(const ReduceParams<float>&, Stream);
-template void reduce_weight_grads(const ReduceParams<double>&, Stream);
 
 }  // namespace metadnas::mixed_op

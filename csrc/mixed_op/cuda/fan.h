@@ -5,8 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
-#include <initializer_list>
+#include <vector>
 
 #include "common/cuda/call.h"
 #include "mixed_op/cuda/convolve.h"

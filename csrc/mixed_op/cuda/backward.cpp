@@ -1,6 +1,7 @@
 // The backward pass: sums, second halves, first halves and pools, weight gradients.
-#include "mixed_op/cuda/fan.cuh"
+#include "mixed_op/cuda/fan.h"
 #include "mixed_op/cuda/passes.h"
+#include "mixed_op/cuda/reduce.h"
 #include "mixed_op/cuda/spread.h"
 #include "mixed_op/cuda/unit_gradient.h"
 

@@ -1,5 +1,5 @@
 // The forward pass: stages A, B and C with the batch norms settled between them.
-#include "mixed_op/cuda/fan.cuh"
+#include "mixed_op/cuda/fan.h"
 #include "mixed_op/cuda/passes.h"
 
 namespace metadnas::mixed_op {
