@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,21 +21,11 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cuda_shim"
+CXX = os.environ.get("CXX", "c++")
 SHIM = "tests/cuda_shim/cuda_shim.cpp"
 STAND_IN = "tests/cuda_shim/torch_stand_in.cpp"
-# Shared with the library of the CPU: plans hold no tensors.
+# Plans hold no tensors: setup.py gives both libraries their own copy too.
 SHARED = ["csrc/mixed_op/plan.cpp", "csrc/cell/graph.cpp"]
-
-NINJA = """\
-ninja_required_version = 1.3
-builddir = {folder}
-rule compile
-  command = {cxx} -MMD -MF $out.d {flags} -x c++ -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-rule link
-  command = {cxx} {link} $in {libraries} -o $out
-"""
 
 
 def library_sources() -> list[str]:
@@ -54,34 +45,46 @@ def flags() -> list[str]:
     ]
 
 
+def out_of_date(output: Path, command: list[str]) -> bool:
+    """Whether `output` was made by another command, or before a file it was made of changed."""
+    made_by, read = output.with_suffix(".cmd"), output.with_suffix(".d")
+    if not (output.exists() and made_by.exists() and read.exists()):
+        return True
+    if made_by.read_text() != " ".join(command):
+        return True
+    files = read.read_text().replace("\\\n", " ").split()[1:]
+    made = output.stat().st_mtime
+    return any(not (ROOT / f).exists() or (ROOT / f).stat().st_mtime > made for f in files)
+
+
+def compile_source(source: str) -> Path:
+    output = BUILD / f"{source.replace('/', '_')}.o"
+    command = [CXX, *flags(), "-MMD", "-MF", str(output.with_suffix(".d"))]
+    command += ["-x", "c++", "-c", source, "-o", str(output)]
+    if out_of_date(output, command):
+        subprocess.run(command, cwd=ROOT, check=True)
+        output.with_suffix(".cmd").write_text(" ".join(command))
+    return output
+
+
 def build(target: str) -> Path:
     """Builds the `library` or the `selftest` and returns its path."""
+    BUILD.mkdir(parents=True, exist_ok=True)
     if target == "library":
-        sources, name, link = library_sources(), "libmetadnas_shim.so", "-shared -Wl,-Bsymbolic"
+        sources, output = library_sources(), BUILD / "libmetadnas_shim.so"
         folder = Path(torch.__file__).parent / "lib"
-        libraries = f"-L{folder} -ltorch -ltorch_cpu -lc10 -Wl,-rpath,{folder}"
+        libraries = [f"-L{folder}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{folder}"]
+        link = ["-shared", "-Wl,-Bsymbolic"]  # its stand-ins go before what torch has
     elif target == "selftest":
-        sources, name, link, libraries = ["tests/cuda_shim/selftest.cu", SHIM], "selftest", "", ""
+        sources, output = ["tests/cuda_shim/selftest.cu", SHIM], BUILD / "selftest"
+        link, libraries = [], []
     else:
         raise SystemExit(f"build.py: target is {target!r}, expected library or selftest")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    rules = NINJA.format(
-        folder=BUILD,
-        cxx=os.environ.get("CXX", "c++"),
-        flags=" ".join(flags()),
-        link=link,
-        libraries=libraries,
-    )
-    objects = {source: f"{BUILD}/{source.replace('/', '_')}.o" for source in sources}
-    output = BUILD / name
-    lines = [f"build {o}: compile {ROOT / s}" for s, o in objects.items()]
-    lines += [f"build {output}: link {' '.join(objects.values())}", f"default {output}", ""]
-    file = BUILD / f"{target}.ninja"
-    file.write_text(rules + "\n".join(lines))
-    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-    subprocess.run(
-        ["ninja", "-f", str(file), *jobs], cwd=ROOT, check=True, stdout=sys.stderr.fileno()
-    )
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(compile_source, sources))
+    newest = max(path.stat().st_mtime for path in objects)
+    if not output.exists() or output.stat().st_mtime < newest:
+        subprocess.run([CXX, *link, *objects, *libraries, "-o", output], cwd=ROOT, check=True)
     return output
 
 
