@@ -31,8 +31,8 @@ def half_case(dtype, shape=(2, 4, 7, 8, 16), candidates=None, **options) -> Case
 
 
 def check(case: Case, factor: float) -> None:
-    """Dtypes, and relative errors of at most `factor` roundings: of stored results and of what tensor
-    cores multiply, and where those flip a rectifier."""
+    """Dtypes, and relative errors of at most `factor` roundings: of stored results, of what tensor
+    cores multiply, and of the rectifiers that those flip."""
     dtype = case.x.dtype
     expected, actual = truth(case.to(torch.float64)), run(case)
     single = torch.float32

@@ -17,6 +17,12 @@ class Backward {
         fan_(args, call),
         geometry_(args.geometry),
         units_(args.plan.units) {
+    constexpr int kMostEdges = PoolGradientParams<S>::kMostEdges;
+    if (fan_.edges() > kMostEdges) {
+      throw std::runtime_error("mixed operations on CUDA: " + std::to_string(fan_.edges()) +
+                               " edges leave one state, expected at most " +
+                               std::to_string(kMostEdges));
+    }
     for (const auto& grad : args.grad_out) fan_.take_alignment(grad);
     if (args.base.present()) fan_.take_alignment(args.base);
     if (args.grad_x.present()) fan_.take_alignment(args.grad_x);

@@ -53,7 +53,7 @@ struct SpreadMiddleParams : SpreadParams<S> {
 template <class S>
 struct SpreadInputParams : SpreadParams<S> {
   static constexpr int kMostUnits = 48;
-  static constexpr int kMostIdentities = 16;
+  static constexpr int kMostIdentities = 32;
 
   Images<const S> x;
   Images<const S> base;  // added, unless absent
