@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: about the CPU's own kernels, left out elsewhere")
     config.addinivalue_line("markers", "host: values are looked at, which is done on the CPU only")
+    config.addinivalue_line("markers", "long: takes seconds even on kernels, left out on the shim")
     device = config.getoption("--device")
     if device == "shim":
         load_shim()
@@ -43,7 +44,9 @@ def load_shim() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = {"cpu": [], "shim": ["cpu"], "cuda": ["cpu", "host"]}[config.getoption("--device")]
+    left_out = {"cpu": [], "shim": ["cpu", "long"], "cuda": ["cpu", "host"]}[
+        config.getoption("--device")
+    ]
     for name in left_out:
         for item in items:
             if item.get_closest_marker(name) is not None:

@@ -23,6 +23,7 @@ def zeros(*shape, dtype=torch.float64):
     return torch.zeros(shape, dtype=dtype)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -76,6 +77,7 @@ def test_factorized_reduce_of_odd_channels():
         mixed_op(zeros(1, 2, 4, 4, 3), zeros(1, 1), zeros(1, 9), ("skip_connect",), stride=2)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("counts", [None, (1, 1), (1, 0)])
 def test_one_value_per_channel_in_training(counts):
     case = make_case((2, 1 if counts is None else 2, 2, 1, 4), stride=2, counts=counts)
