@@ -7,7 +7,7 @@
 namespace metadnas::mixed_op {
 namespace {
 
-constexpr int kCombined = 4;  // pixels of a thread in stage C
+constexpr int kCombined = 2;  // pixels of a thread in stage C
 constexpr int kSummed = 8;    // and at least in the sums
 
 // How a block's threads are dealt out to channels and pixels. blockIdx.z counts blocks of channels.
