@@ -1,39 +1,74 @@
-"""Builds the `_C` extension (operators through the LibTorch stable ABI, plus a pybind11 module).
+"""Builds the native code: `_C` (operators through the LibTorch stable ABI, and a pybind11 module)
+and, where torch has CUDA and there is an nvcc, `_C_cuda` (the same operators on CUDA).
 
 Environment: MAX_JOBS (parallel compile jobs), DEBUG=1 (-O0 -g), FORCE_CUDA=1 (fail if CUDA cannot
-be built).
+be built), TORCH_CUDA_ARCH_LIST (default: 8.0, 9.0, 10.0 and PTX for what comes after).
 """
 
 import os
 from pathlib import Path
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("DEBUG", "0") == "1"
-
-if os.environ.get("FORCE_CUDA", "0") == "1":
-    raise SystemExit("FORCE_CUDA=1: this version has no CUDA kernels yet; unset FORCE_CUDA")
 
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # runs under every torch >= 2.11
 OPTIMISE = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-DNDEBUG", "-g0"]
 # Contraction to FMA is the compiler's default in GNU mode only; the kernels count on it.
 FLAGS = ["-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden", *(["-g"] if DEBUG else [])]
+# Plans hold no tensors: both libraries have their own copy.
+SHARED_SOURCES = ["csrc/cell/graph.cpp", "csrc/mixed_op/plan.cpp"]
 
 
-def sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+def sources(*patterns: str) -> list[str]:
+    found = [path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern)]
+    return sorted(map(str, found))
 
 
-setup(
-    ext_modules=[
-        CppExtension(
-            name="metadnas_ext._C",
-            sources=sources(),
-            include_dirs=[str(ROOT / "csrc")],
-            extra_compile_args={"cxx": FLAGS + OPTIMISE + DEFINES},
-        )
-    ],
-    cmdclass={"build_ext": BuildExtension},
-)
+def why_no_cuda() -> str | None:
+    """Whether a GPU is here does not matter: it may be where the package goes."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
+        return f"there is no nvcc (CUDA_HOME is {CUDA_HOME})"
+    return None
+
+
+def cpu_extension() -> CppExtension:
+    cuda = set(sources("csrc/**/cuda/*.cpp"))
+    return CppExtension(
+        name="metadnas_ext._C",
+        sources=[path for path in sources("csrc/**/*.cpp") if path not in cuda],
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": FLAGS + OPTIMISE + DEFINES},
+    )
+
+
+def cuda_extension() -> CUDAExtension:
+    version = tuple(map(int, str(torch.version.cuda).split(".")[:2]))
+    newest = "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX"
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", newest)
+    defines = [*DEFINES, "-DUSE_CUDA"]
+    return CUDAExtension(
+        name="metadnas_ext._C_cuda",
+        sources=sources("csrc/**/cuda/*.cpp", "csrc/**/cuda/*.cu") + SHARED_SOURCES,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": FLAGS + OPTIMISE + defines, "nvcc": NVCC_FLAGS + defines},
+    )
+
+
+def extensions() -> list[CppExtension]:
+    missing = why_no_cuda()
+    if missing is None:
+        return [cpu_extension(), cuda_extension()]
+    if os.environ.get("FORCE_CUDA", "0") == "1":
+        raise SystemExit(f"FORCE_CUDA=1, but {missing}")
+    print(f"metadnas_ext: building without CUDA kernels: {missing}")
+    return [cpu_extension()]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})

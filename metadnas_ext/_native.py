@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,27 @@ def _load() -> Any:
 _C = _load()
 
 
+def _load_cuda() -> str | None:
+    """Registers the operators on CUDA; returns why not, or None."""
+    if REFERENCE:
+        return "METADNAS_EXT_REFERENCE=1 runs everything in pure torch"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    found = sorted(Path(__file__).parent.glob("_C_cuda*.so"))
+    if not found:
+        return "this installation was built without CUDA kernels"
+    try:
+        torch.ops.load_library(str(found[0]))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        reason = f"{found[0].name} cannot be loaded: {error}"
+        warnings.warn(f"metadnas_ext: no CUDA kernels: {reason}", stacklevel=2)
+        return reason
+    return None
+
+
+_NO_CUDA = _load_cuda()
+
+
 def release_memory() -> int:
     """Gives the memory of large results that are gone back to the system.
 
@@ -49,9 +72,12 @@ def build_info() -> dict[str, str | bool]:
     """What this installation was built with and runs on.
 
     Keys: `native` (False on the reference path), `cpu_isa` ("avx512", "avx2", "baseline"),
-    `cuda` (whether CUDA kernels are built in), `compiler`, `torch` (the running version).
+    `cuda` (whether CUDA kernels are loaded), `no_cuda` (why not, where they are not), `compiler`,
+    `torch` (the running version).
     """
-    info: dict[str, str | bool] = {"native": not REFERENCE, "cuda": False}
+    info: dict[str, str | bool] = {"native": not REFERENCE, "cuda": _NO_CUDA is None}
+    if _NO_CUDA is not None:
+        info["no_cuda"] = _NO_CUDA
     if not REFERENCE:
         info["cpu_isa"] = _C.cpu_isa()
         info["compiler"] = _C.compiler

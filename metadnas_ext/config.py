@@ -74,7 +74,7 @@ class ClientConfig:
     clip: float = 5.0  # largest norm of w's gradient; 0: no clipping
     graphs: bool = False  # on a GPU: capture the passes of a step once, then replay them
     penalty: float = 0.1  # weight of the complexity penalty
-    penalty_kind: str = "linear"  # linear, hinge, squared_hinge or dual (ascent)
+    penalty_kind: str = "linear"  # linear, hinge, squared_hinge, absolute, dual (ascent)
     dual_rate: float = 0.1  # step of dual ascent
     kl: float = 0.01  # weight of KL(client's mixing weights, server's)
     beta_decay: float = 0.01  # weight of mean logsumexp of alpha

@@ -85,7 +85,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "client.order": ("first", "second", "single"),
     "client.relaxation": ("softmax", "gumbel", "gdas", "sigmoid"),
     "client.optimizer": ("adam", "sgd"),
-    "client.penalty_kind": ("linear", "hinge", "squared_hinge", "dual"),
+    "client.penalty_kind": ("linear", "hinge", "squared_hinge", "absolute", "dual"),
     "server.meta": ("fomaml", "reptile", "maml"),
     "server.meta_on": ("alpha", "w", "both"),
     # Similarity makes a state for each client; a meta-learner's start is one for all.

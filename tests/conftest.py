@@ -1,12 +1,81 @@
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 # Python processes that tests start import the installed package too, never half of the source tree
 # in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("cpu", "shim", "cuda"),
+        default="cpu",
+        help="where operators run: cpu; shim: CUDA's kernels on the host; cuda",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu: about the CPU's own kernels, left out elsewhere")
+    config.addinivalue_line("markers", "host: values are looked at, which is done on the CPU only")
+    config.addinivalue_line("markers", "long: takes seconds even on kernels, left out on the shim")
+    device = config.getoption("--device")
+    if device == "shim":
+        load_shim()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device=cuda: torch sees no CUDA device")
+
+
+def load_shim() -> None:
+    """CUDA's kernels, compiled for the host, take the place of the CPU's."""
+    import metadnas_ext  # noqa: F401
+
+    sys.path.insert(0, str(Path(__file__).parent / "cuda_shim"))
+    import build
+
+    torch.ops.load_library(str(build.build("library")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = {"cpu": [], "shim": ["cpu", "long"], "cuda": ["cpu", "host"]}[
+        config.getoption("--device")
+    ]
+    for name in left_out:
+        for item in items:
+            if item.get_closest_marker(name) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"a test of the {name}"))
+
+
+MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn")
+MAKERS += ("randperm", "tensor", "zeros")
+
+
+def moved(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*args: Any, **options: Any) -> Tensor:
+        tensor = make(*args, **options)
+        return tensor if options.get("device") is not None else tensor.to("cuda")
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests make is made on the CPU, so that seeds mean the same, and moved; numpy gets copies
+    on the CPU."""
+    if request.config.getoption("--device") != "cuda":
+        return
+    for name in MAKERS:
+        monkeypatch.setattr(torch, name, moved(getattr(torch, name)))
+    for name in ("numpy", "__array__"):
+        read = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda t, *rest, read=read: read(t.cpu(), *rest))
 
 
 @pytest.fixture(autouse=True)

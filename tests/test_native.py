@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +47,9 @@ def run_python(code: str, *args: str, **environment: str) -> subprocess.Complete
 def test_build_info():
     info = build_info()
     assert info["native"] is True
-    assert info["cuda"] is False
+    assert info["cuda"] is ("no_cuda" not in info)
+    if torch.version.cuda is None:
+        assert info["no_cuda"] == f"torch {torch.__version__} is built without CUDA"
     assert info["compiler"]
     assert info["torch"] == torch.__version__
 
@@ -86,8 +89,44 @@ def test_reference_path_needs_no_library_and_gives_the_same(tmp_path):
 def test_missing_library_says_what_to_do(monkeypatch):
     monkeypatch.delattr(metadnas_ext, "_C")
     monkeypatch.setitem(sys.modules, "metadnas_ext._C", None)
-    spec = importlib.util.spec_from_file_location("fresh_native", _native.__file__)
     with pytest.raises(ImportError, match="cannot be loaded") as error:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        fresh_native()
     assert "pip install ." in str(error.value)
     assert "METADNAS_EXT_REFERENCE=1" in str(error.value)
+
+
+def fresh_native():
+    spec = importlib.util.spec_from_file_location("fresh_native", _native.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_broken_cuda_library_is_said_aloud_once(monkeypatch, tmp_path):
+    """The package works on without it: clients on the CPU are none the worse."""
+    native = fresh_native()
+    (tmp_path / "_C_cuda.so").write_text("not a library")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "_native.py"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.warns(UserWarning, match="no CUDA kernels: _C_cuda.so cannot be loaded: ") as seen:
+        reason = native._load_cuda()
+    assert len(seen) == 1
+    assert "_C_cuda.so" in reason
+
+
+def test_a_cuda_torch_without_cuda_kernels(monkeypatch, tmp_path):
+    native = fresh_native()
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "_native.py"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert native._load_cuda() == "this installation was built without CUDA kernels"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="CUDA can be built here")
+def test_cuda_is_not_built_in_silence():
+    setup = Path(__file__).parents[1] / "setup.py"
+    command = [sys.executable, setup, "--version"]
+    environment = {**os.environ, "FORCE_CUDA": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "FORCE_CUDA=1, but torch" in result.stderr
+    assert "is built without CUDA" in result.stderr

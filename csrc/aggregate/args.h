@@ -1,7 +1,10 @@
-// What the aggregation operators hand to the kernels of one instruction set: checked, contiguous.
+// What the aggregation operators hand to a device, and the CPU's to the kernels of one instruction
+// set: checked, contiguous. No torch headers.
 #pragma once
 
 #include <cstdint>
+
+#include "common/host_device.h"
 
 namespace metadnas {
 
@@ -12,7 +15,22 @@ struct Clients {
   int64_t clients;
   int64_t columns;
 
-  const T* row(int64_t client) const { return x + client * columns; }
+  METADNAS_HOST_DEVICE const T* row(int64_t client) const { return x + client * columns; }
+};
+
+template <class T>
+struct MeanInputs {
+  Clients<T> from;
+  const T* weights;  // (G), at least 0 with a positive sum
+  T* out;            // (P)
+};
+
+template <class T>
+struct MixturesInputs {
+  Clients<T> from;
+  const T* weights;  // (M, G), rows at least 0 with a positive sum
+  int64_t mixtures;
+  T* out;  // (M, P)
 };
 
 template <class T>

@@ -36,11 +36,26 @@ inline const char* dtype_text(torch::headeronly::ScalarType type) {
   return torch::headeronly::toString(type);
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
+         a.get_device_index() == b.get_device_index();
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(same_device(t, x), op, ": ", name, " is not on the device of x");
+}
+
+// `why` ends the message: where the wanted dtype comes from.
+inline void check_type(const char* op, const char* name, const Tensor& t,
+                       torch::headeronly::ScalarType wanted, const char* why) {
+  STD_TORCH_CHECK(t.scalar_type() == wanted, op, ": ", name, " is ", dtype_text(t.scalar_type()),
+                  ", expected ", dtype_text(wanted), why);
+}
+
 // The same dtype and device as x.
 inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ",
-                  dtype_text(t.scalar_type()), ", expected ", dtype_text(x.scalar_type()), " as x");
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " is not on the CPU as x is");
+  check_type(op, name, t, x.scalar_type(), " as x");
+  check_device(op, name, t, x);
 }
 
 inline void check_floating(const char* op, const char* name, const Tensor& t) {
@@ -48,6 +63,24 @@ inline void check_floating(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(
       type == torch::headeronly::ScalarType::Float || type == torch::headeronly::ScalarType::Double,
       op, ": ", name, " is ", dtype_text(type), ", expected Float or Double");
+}
+
+inline bool is_half(const Tensor& t) {
+  return t.scalar_type() == torch::headeronly::ScalarType::Half ||
+         t.scalar_type() == torch::headeronly::ScalarType::BFloat16;
+}
+
+// What sums, statistics and parameters are beside activations x: Float where x is of half
+// precision.
+inline torch::headeronly::ScalarType wide_type(const Tensor& x) {
+  return is_half(x) ? torch::headeronly::ScalarType::Float : x.scalar_type();
+}
+
+// Calls run.operator()<T>() for the element type of x, Float or Double.
+template <class F>
+void with_element_type(const Tensor& x, F&& run) {
+  x.scalar_type() == torch::headeronly::ScalarType::Float ? run.template operator()<float>()
+                                                          : run.template operator()<double>();
 }
 
 }  // namespace metadnas

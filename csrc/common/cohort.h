@@ -10,19 +10,22 @@
 
 namespace metadnas {
 
-// `counts` (G) of `images` images each count; without it all do.
+// `counts` (G) of x's N images each count, x (G, N, ...); without it all do. Values are looked at
+// only on the CPU: elsewhere kernels clip them to 0 to N, as reading them would stall the device.
 class CountedImages {
  public:
-  CountedImages(const char* op, const std::optional<Tensor>& given, int64_t clients, int64_t images)
-      : clients_(clients), images_(images) {
+  CountedImages(const char* op, const std::optional<Tensor>& given, const Tensor& x)
+      : clients_(x.size(0)), images_(x.size(1)) {
     if (!given.has_value()) return;
-    check_shape(op, "counts", *given, {clients});
-    STD_TORCH_CHECK(given->scalar_type() == torch::headeronly::ScalarType::Long && given->is_cpu(),
-                    op, ": counts is not an int64 tensor on the CPU");
+    check_shape(op, "counts", *given, {clients_});
+    STD_TORCH_CHECK(
+        given->scalar_type() == torch::headeronly::ScalarType::Long && same_device(*given, x), op,
+        ": counts is not int64 on the device of x");
     counts_ = torch::stable::contiguous(*given);
-    for (int64_t g = 0; g < clients; ++g) {
-      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images, op, ": counts[", g, "] is ", data()[g],
-                      ", expected 0 to ", images);
+    readable_ = counts_->is_cpu();
+    for (int64_t g = 0; readable_ && g < clients_; ++g) {
+      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images_, op, ": counts[", g, "] is ",
+                      data()[g], ", expected 0 to ", images_);
     }
   }
 
@@ -31,17 +34,18 @@ class CountedImages {
     return counts_.has_value() ? counts_->const_data_ptr<int64_t>() : nullptr;
   }
 
-  // Of a client that has any: one without images is skipped, not an error.
+  // Of a client that has any: one without images is skipped, not an error. All N where the counts
+  // are not known.
   int64_t fewest() const {
     int64_t fewest = images_;
-    for (int64_t g = 0; data() && g < clients_; ++g) {
+    for (int64_t g = 0; readable_ && g < clients_; ++g) {
       if (data()[g] > 0 && data()[g] < fewest) fewest = data()[g];
     }
     return fewest;
   }
 
-  // Zeros in the images that do not count, which kernels never touch, of `outer` stacked (G, N,
-  // ...).
+  // Zeros in the images that do not count, which the CPU's kernels never touch, of `outer` stacked
+  // (G, N, ...).
   void zero_rest(Tensor& t, int64_t outer = 1) const {
     if (!counts_.has_value() || outer == 0) return;
     const int64_t image =
@@ -57,6 +61,7 @@ class CountedImages {
  private:
   int64_t clients_;
   int64_t images_;
+  bool readable_ = false;
   std::optional<Tensor> counts_;
 };
 

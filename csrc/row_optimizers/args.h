@@ -2,7 +2,10 @@
 // headers.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+
+#include "common/host_device.h"
 
 namespace metadnas::row_optimizers {
 
@@ -14,6 +17,19 @@ struct Rows {
   T* parameters;
   const T* grad;
   double weight_decay;
+};
+
+struct AdamOptions {
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double clip;  // largest norm of a row of grad; 0: any
+};
+
+struct SgdOptions {
+  double momentum;
+  double clip;
 };
 
 struct AdamRow {
@@ -43,6 +59,20 @@ struct SgdArgs : Rows<T> {
   double momentum;
   const SgdRow* rows;  // (count)
 };
+
+// The factor that brings a row of this sum of squares to a norm of at most `limit`. As
+// torch.nn.utils.clip_grad_norm_.
+METADNAS_HOST_DEVICE inline double clip_scale(double squares, double limit) {
+  const double wanted = limit / (std::sqrt(squares) + 1e-6);
+  return wanted > 1 ? 1 : wanted;  // NaN stays NaN
+}
+
+// For the t-th step of a row.
+METADNAS_HOST_DEVICE inline AdamRow adam_row(double grad_scale, double t,
+                                             const AdamOptions& options) {
+  return {grad_scale, options.lr / (1 - std::pow(options.beta1, t)),
+          1 / std::sqrt(1 - std::pow(options.beta2, t))};
+}
 
 // The kernels of one instruction set for one element type.
 template <class T>

@@ -19,6 +19,7 @@ GROUPS: dict[str, str] = {
     "mixed_op": "One mixed operation, forward and backward, batch 64",
     "cohort": "One mixed operation of 8 clients with 8 images each, stride 1, forward and backward",
     "supernet": "A training step of a whole supernet: cross-entropy, forward and backward",
+    "fuse": "The same step of ordinary modules, converted by `fuse(model)`",
     "search_step": "One step on α and one on w",
     "federated_round": "A round of Meta-DNAS: 8 channels, 3 cells, 32 images of 8×8 a client",
     "derived": "A discrete network (DARTS V2)",

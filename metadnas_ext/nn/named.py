@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,13 @@ def register_running(root: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
 
 def gather(module: nn.Module, layout: FlatLayout, clients: int | None) -> Tensor:
     """The tensors that `layout` names, found below `module`, as one flat tensor (G, P)."""
-    tensors = [_find(module, name) for name in layout.slots]
-    flat: Tensor = _Flatten.apply(layout, clients, *tensors)  # type: ignore[no-untyped-call]
+    flat = flatten(layout, clients, [_find(module, name) for name in layout.slots])
     return flat if clients is not None else flat[None]
+
+
+def flatten(layout: FlatLayout, clients: int | None, tensors: Sequence[Tensor]) -> Tensor:
+    """`tensors`, in the order of `layout`, as one: (P), or with `clients` (G, P)."""
+    return cast(Tensor, _Flatten.apply(layout, clients, *tensors))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

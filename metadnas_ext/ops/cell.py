@@ -11,7 +11,7 @@ from torch import Tensor
 from metadnas_ext._native import REFERENCE
 from metadnas_ext.ops import reference
 from metadnas_ext.ops.mixed_op import check_keep, kept_and_norms
-from metadnas_ext.ops.precision import half_dtype, in_single
+from metadnas_ext.ops.precision import half_dtype, in_half, in_single, takes_half
 from metadnas_ext.space.primitives import check_primitive
 
 CELL_INPUTS = 2
@@ -63,34 +63,27 @@ def cell(
         raise ValueError(f"candidates has {numbers} for {len(sources)} edges, expected one number")
     flat = [index for edge in indices for index in edge]
     level = check_keep(keep, s0, s1, weights, params)
+
+    def run(
+        s0: Tensor, s1: Tensor, weights: Tensor, params: Tensor, running: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rest = (running, counts, sources, targets, flat, reduction, affine, eps)
+        if REFERENCE:
+            out, stats = reference.cell(s0, s1, weights, params, *rest)
+            return out, stats.detach()
+        out, stats, _ = torch.ops.metadnas_ext.cell_forward(s0, s1, weights, params, *rest, level)
+        return out, stats
+
     half = half_dtype(s0)
-    if half is not None:
+    if half is None:
+        return run(s0, s1, weights, params, running)
+    if takes_half(s0):
 
-        def single(
-            s0: Tensor, s1: Tensor, weights: Tensor, params: Tensor, running: Tensor | None
-        ) -> tuple[Tensor, Tensor]:
-            return cell(
-                *(s0, s1, weights, params, sources, targets, candidates),
-                reduction=reduction,
-                affine=affine,
-                running=running,
-                counts=counts,
-                eps=eps,
-                keep=keep,
-            )
+        def beside(s0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+            return run(s0, s1.to(s0.dtype), *rest)
 
-        return in_single(single, half, s0, s1, weights, params, running)
-    if REFERENCE:
-        out, stats = reference.cell(
-            *(s0, s1, weights, params, running, counts),
-            *(sources, targets, flat, reduction, affine, eps),
-        )
-        return out, stats.detach()
-    out, stats, _ = torch.ops.metadnas_ext.cell_forward(
-        *(s0, s1, weights, params, running, counts),
-        *(sources, targets, flat, reduction, affine, eps, level),
-    )
-    return out, stats
+        return in_half(beside, half, s0, weights, params, running)
+    return in_single(run, half, s0, s1, weights, params, running)
 
 
 def _register() -> None:
@@ -121,7 +114,7 @@ def _register() -> None:
         size = ((height + step - 1) // step, (width + step - 1) // step)
         return (
             s0.new_empty(clients, images, *size, (max(targets) + 1) * channels),
-            s0.new_empty(clients, norms, 2, channels),
+            params.new_empty(clients, norms, 2, channels),
             s0.new_empty(kept, clients, images, *size, channels),
         )
 
@@ -184,7 +177,9 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     running = None if ctx.training else stats
 
     def function(s0: Tensor, s1: Tensor, weights: Tensor, params: Tensor) -> Tensor:
-        return reference.cell(s0, s1, weights, params, running, counts, *ctx.rest)[0]
+        a, b = s0.to(params.dtype), s1.to(params.dtype)  # activations may be of half precision
+        out, _ = reference.cell(a, b, weights, params, running, counts, *ctx.rest)
+        return out.to(s0.dtype)
 
     second = reference.double_backward(function, tensors, grads, ctx.needed)
     return (*second, *(None,) * 15)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metadnas_ext._native import REFERENCE
 from metadnas_ext.ops import reference
-from metadnas_ext.ops.precision import half_dtype, in_single
+from metadnas_ext.ops.precision import half_dtype, in_half, in_single, takes_half
 from metadnas_ext.space.primitives import (
     PRIMITIVES,
     BatchNorm,
@@ -50,8 +50,8 @@ def mixed_op(
         stride: 1 or 2; 2 gives ceil(H/2) x ceil(W/2).
         affine: whether batch norms have gamma and beta (packed behind their convolution).
         running: (G, S, 2, C) running mean and biased variance: eval mode. None: training mode.
-        counts: (G) int64 on the CPU, images of each client that count; the rest is skipped, its
-            output zero. None: all N.
+        counts: (G) int64 on the device of x, images of each client that count; the rest is skipped,
+            its output zero. None: all N.
         eps: batch norm's epsilon.
         keep: what a forward pass that may be differentiated leaves in memory besides x. "all":
             every convolution's result, 6 tensors of the output's size with all candidates;
@@ -72,32 +72,21 @@ def mixed_op(
     """
     indices = [check_primitive(name) for name in candidates]
     level = check_keep(keep, x, weights, params)
+
+    def run(
+        x: Tensor, weights: Tensor, params: Tensor, running: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rest = (running, counts, indices, stride, affine, eps)
+        if REFERENCE:
+            out, stats = reference.mixed_op(x, weights, params, *rest)
+            return out, stats.detach()
+        out, stats, _ = torch.ops.metadnas_ext.mixed_op_forward(x, weights, params, *rest, level)
+        return out, stats
+
     half = half_dtype(x)
-    if half is not None:
-
-        def single(
-            x: Tensor, weights: Tensor, params: Tensor, running: Tensor | None
-        ) -> tuple[Tensor, Tensor]:
-            return mixed_op(
-                *(x, weights, params, candidates),
-                stride=stride,
-                affine=affine,
-                running=running,
-                counts=counts,
-                eps=eps,
-                keep=keep,
-            )
-
-        return in_single(single, half, x, weights, params, running)
-    if REFERENCE:
-        out, stats = reference.mixed_op(
-            x, weights, params, running, counts, indices, stride, affine, eps
-        )
-        return out, stats.detach()
-    out, stats, _ = torch.ops.metadnas_ext.mixed_op_forward(
-        x, weights, params, running, counts, indices, stride, affine, eps, level
-    )
-    return out, stats
+    if half is None:
+        return run(x, weights, params, running)
+    return (in_half if takes_half(x) else in_single)(run, half, x, weights, params, running)
 
 
 def check_keep(keep: str, *tensors: Tensor) -> int:
@@ -161,7 +150,7 @@ def _register() -> None:
         size = ((height + stride - 1) // stride, (width + stride - 1) // stride)
         return (
             x.new_empty(clients, images, *size, channels),
-            x.new_empty(clients, norms, 2, channels),
+            params.new_empty(clients, norms, 2, channels),
             x.new_empty(units, clients, images, *size, channels),
         )
 
@@ -223,7 +212,8 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     running = None if ctx.training else stats
 
     def function(x: Tensor, weights: Tensor, params: Tensor) -> Tensor:
-        return reference.mixed_op(x, weights, params, running, counts, *ctx.rest)[0]
+        wide = x.to(params.dtype)  # activations may be of half precision
+        return reference.mixed_op(wide, weights, params, running, counts, *ctx.rest)[0].to(x.dtype)
 
     second = reference.double_backward(function, tensors, grads, ctx.needed)
     return (*second, *(None,) * 11)

@@ -7,7 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from metadnas_ext._native import REFERENCE
+
 HALF = (torch.bfloat16, torch.float16)
+
+HALF_DEVICES = {"cuda"}
+"""Where kernels read and write half precision themselves; elsewhere activations are converted."""
 
 
 def half_dtype(x: Tensor) -> torch.dtype | None:
@@ -21,6 +26,19 @@ def half_dtype(x: Tensor) -> torch.dtype | None:
         dtype = torch.get_autocast_dtype(device)
         return dtype if dtype in HALF else None
     return x.dtype if x.dtype in HALF else None
+
+
+def takes_half(x: Tensor) -> bool:
+    """Whether kernels for activations x read and write half precision."""
+    return not REFERENCE and x.device.type in HALF_DEVICES
+
+
+def in_half(
+    op: Callable[..., tuple[Tensor, Tensor]], half: torch.dtype, x: Tensor, *rest: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """op on x in `half` and the rest in float32, outside autocast, for kernels that take that."""
+    with torch.autocast(x.device.type, enabled=False):
+        return op(x.to(half), *(None if t is None else t.float() for t in rest))
 
 
 def in_single(

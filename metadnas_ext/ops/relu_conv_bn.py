@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metadnas_ext._native import REFERENCE
 from metadnas_ext.ops import reference, reference_layers
-from metadnas_ext.ops.precision import half_dtype, in_single
+from metadnas_ext.ops.precision import half_dtype, in_half, in_single, takes_half
 
 
 def relu_conv_bn(
@@ -42,8 +42,8 @@ def relu_conv_bn(
         affine: whether the batch norm has gamma and beta.
         running: (G, 1, 2, channels) running mean and biased variance: eval mode. None: training
             mode.
-        counts: (G) int64 on the CPU, images of each client that count; the rest is skipped, its
-            output zero. None: all N.
+        counts: (G) int64 on the device of x, images of each client that count; the rest is skipped,
+            its output zero. None: all N.
         eps: batch norm's epsilon.
 
     Returns:
@@ -58,30 +58,19 @@ def relu_conv_bn(
     Raises:
         RuntimeError: on wrong shapes, dtypes or devices, naming the argument.
     """
+
+    def run(x: Tensor, params: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor]:
+        rest = (running, counts, channels, stride, relu, affine, eps)
+        if REFERENCE:
+            out, stats = reference_layers.relu_conv_bn(x, params, *rest)
+            return out, stats.detach()
+        out, stats, _ = torch.ops.metadnas_ext.relu_conv_bn_forward(x, params, *rest)
+        return out, stats
+
     half = half_dtype(x)
-    if half is not None:
-
-        def single(x: Tensor, params: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor]:
-            return relu_conv_bn(
-                *(x, params, channels),
-                stride=stride,
-                relu=relu,
-                affine=affine,
-                running=running,
-                counts=counts,
-                eps=eps,
-            )
-
-        return in_single(single, half, x, params, running)
-    if REFERENCE:
-        out, stats = reference_layers.relu_conv_bn(
-            x, params, running, counts, channels, stride, relu, affine, eps
-        )
-        return out, stats.detach()
-    out, stats, _ = torch.ops.metadnas_ext.relu_conv_bn_forward(
-        x, params, running, counts, channels, stride, relu, affine, eps
-    )
-    return out, stats
+    if half is None:
+        return run(x, params, running)
+    return (in_half if takes_half(x) else in_single)(run, half, x, params, running)
 
 
 def conv3x3_bn(
@@ -135,7 +124,7 @@ def _register() -> None:
         shape = (clients, images, *size, channels)
         return (
             x.new_empty(shape),
-            x.new_empty(clients, 1, 2, channels),
+            params.new_empty(clients, 1, 2, channels),
             x.new_empty(shape if affine else 0),
         )
 
@@ -190,7 +179,9 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     running = None if ctx.training else stats
 
     def function(x: Tensor, params: Tensor) -> Tensor:
-        return reference_layers.relu_conv_bn(x, params, running, counts, *ctx.rest)[0]
+        wide = x.to(params.dtype)  # activations may be of half precision
+        out, _ = reference_layers.relu_conv_bn(wide, params, running, counts, *ctx.rest)
+        return out.to(x.dtype)
 
     second = reference.double_backward(function, tensors, grads, ctx.needs)
     return (*second, *(None,) * 11)

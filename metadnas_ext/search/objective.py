@@ -39,8 +39,9 @@ class Term(ABC):
 class CostPenalty(Term):
     """λ φ(c(α) / B - 1): expected cost c against each client's budget B.
 
-    φ(e) by `kind`: linear e (the paper's), hinge max(e, 0), squared_hinge max(e, 0)², dual e with
-    a λ of each client's own, λ <- max(0, λ + rate e) after every step.
+    φ(e) by `kind`: linear e (the paper's), hinge max(e, 0), squared_hinge max(e, 0)²,
+    absolute |e|, which draws towards the budget from below too (Bender et al., "TuNAS", CVPR 2020),
+    dual e with a λ of each client's own, λ <- max(0, λ + rate e) after every step.
 
     Args:
         costs: one table for all, or each client's own in the order of the cohort.
@@ -67,6 +68,8 @@ class CostPenalty(Term):
             excess = excess.clamp(min=0)
         if self._kind == "squared_hinge":
             excess = excess.square()
+        if self._kind == "absolute":
+            excess = excess.abs()
         # A copy: the backward pass needs λ as it was.
         return (self.multiplier[rows].clone() * excess).to(alpha.dtype)
 

@@ -31,7 +31,7 @@ from ..search._clients import (
     supernet_at,
 )
 
-KINDS = ["linear", "hinge", "squared_hinge", "dual"]
+KINDS = ["linear", "hinge", "squared_hinge", "absolute", "dual"]
 
 
 def adapted_cohort(clients: list[int]) -> Cohort:
@@ -73,6 +73,8 @@ def plain_loss(
     excess = expected_cost(COSTS, weights[0], weights[1]) / BUDGETS[client] - 1
     if settings.penalty_kind in ("hinge", "squared_hinge"):
         excess = F.relu(excess) ** (2 if settings.penalty_kind == "squared_hinge" else 1)
+    if settings.penalty_kind == "absolute":
+        excess = excess.abs()
     return entropy + settings.penalty * excess, entropy
 
 

@@ -162,6 +162,13 @@ def test_graphs(graph):
     assert_same(run(case), truth(case))
 
 
+def test_many_edges_of_one_state():
+    """More units and edges than one launch of a CUDA kernel takes."""
+    edges = 17
+    case = make_case((1, 1, 3, 4, 2), ((0,) * edges, range(edges)), keep="middle")
+    assert_same(run(case), truth(case))
+
+
 def test_clients_are_independent():
     case = make_case((3, 3, 5, 4, 4), dtype=torch.float32)
     together = run(case)

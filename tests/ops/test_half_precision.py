@@ -67,6 +67,7 @@ def test_float64_is_left_alone_by_autocast():
     assert out.dtype == torch.float64
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_supernet_trains_under_autocast(dtype):
     torch.manual_seed(0)

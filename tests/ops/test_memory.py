@@ -18,7 +18,10 @@ from metadnas_ext.ops import mixed_op
 
 from ._cases import assert_same, make_case, run
 
-pytestmark = pytest.mark.skipif(REFERENCE, reason="only native code keeps memory")
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(REFERENCE, reason="only native code keeps memory"),
+]
 
 PAGE = 2 << 20  # blocks are whole huge pages
 SMALLEST = 1 << 20  # smaller results are in torch's own memory

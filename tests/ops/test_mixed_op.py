@@ -88,7 +88,9 @@ def superpose(case: Case, singles: list[Result]) -> Result:
 
 
 @pytest.mark.parametrize(("stride", "affine", "training"), MODES)
-@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize(
+    "keep", [KEEP[0], *(pytest.param(keep, marks=pytest.mark.long) for keep in KEEP[1:])]
+)
 def test_every_subset_of_candidates(keep, stride, affine, training):
     full = make_case((2, 2, 5, 4, 4), stride=stride, affine=affine, training=training, keep=keep)
     singles = [truth(single_case(full, k)) for k in range(len(PRIMITIVES))]

@@ -120,6 +120,7 @@ def test_bits_do_not_depend_on_earlier_calls():
     assert_identical(run(case), first)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS[:-1])
 def test_every_instruction_set(isa):
     """The channel sweep again, in a process that runs on the kernels of another instruction set."""

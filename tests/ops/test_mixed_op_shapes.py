@@ -110,6 +110,14 @@ def test_layouts(stride):
     assert_identical(run(laid_out), run(case))
 
 
+def test_activations_that_are_not_aligned():
+    """Contiguous, but one element behind what vectors need."""
+    case = make_case((2, 3, 4, 5, 8))
+    shifted = torch.empty(case.x.numel() + 1, dtype=case.x.dtype)[1:].view(case.x.shape)
+    shifted.copy_(case.x)
+    assert_same(run(replace(case, x=shifted)), run(case))
+
+
 def test_params_that_are_not_dense():
     """params[:, ::2] has no unit stride; an expanded row serves every client."""
     case = make_case((2, 3, 4, 5, 4))

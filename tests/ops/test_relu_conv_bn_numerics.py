@@ -97,6 +97,7 @@ def test_bits_do_not_depend_on_earlier_calls():
     assert_identical(run(case), first)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS[:-1])
 def test_every_instruction_set(isa):
     """The sweeps again, in a process that runs on the kernels of another instruction set."""
@@ -120,6 +121,7 @@ def zeros(*shape, dtype=torch.float64):
     return torch.zeros(shape, dtype=dtype)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -136,7 +138,10 @@ def zeros(*shape, dtype=torch.float64):
         ({"running": zeros(2, 2, 6)}, "running has shape (2, 2, 6), expected (2, 1, 2, 6)"),
         ({"running": zeros(2, 1, 2, 6).float()}, "running is Float, expected Double as x"),
         ({"counts": torch.tensor([1])}, "counts has shape (1), expected (2)"),
-        ({"counts": torch.tensor([1, 2]).int()}, "counts is not an int64 tensor on the CPU"),
+        (
+            {"counts": torch.tensor([1, 2]).int()},
+            "counts is not int64 on the device of x",
+        ),
         ({"counts": torch.tensor([1, 4])}, "counts[1] is 4, expected 0 to 3"),
         ({"counts": torch.tensor([-1, 3])}, "counts[0] is -1, expected 0 to 3"),
     ],
@@ -150,6 +155,7 @@ def test_refuses(changes, message):
     assert "relu_conv_bn: " in str(error.value)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("counts", [None, (1, 1), (1, 0)])
 def test_one_value_per_channel_in_training(counts):
     case = make_case((2, 1 if counts is None else 2, 2, 1, 4), stride=2, counts=counts)

@@ -191,6 +191,7 @@ def test_opcheck():
     )
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("isa", ISAS[:-1])
 def test_every_instruction_set(isa):
     widest = str(build_info()["cpu_isa"])

@@ -125,6 +125,7 @@ def test_single_precision_follows_double() -> None:
         client_config(),
         client_config(optimizer="sgd", clip=0.5),
         client_config(penalty_kind="squared_hinge", kl=0.0, beta_decay=0.5, clip=0),
+        client_config(penalty_kind="absolute", kl=0.0),
         client_config(penalty_kind="dual", dual_rate=0.4, beta_decay=0.0),
         client_config(order="single", optimizer="sgd"),
         client_config(order="single", penalty_kind="dual", alpha_warmup=1),
@@ -133,7 +134,7 @@ def test_single_precision_follows_double() -> None:
         client_config(temperature=4.0, final_temperature=2.0, optimizer="sgd"),
     ],
     ids=[
-        *("defaults", "sgd", "no kl, squared hinge", "dual", "single level"),
+        *("defaults", "sgd", "no kl, squared hinge", "absolute", "dual", "single level"),
         *("single level, warm-up", "sigmoid", "warm-up", "temperatures"),
     ],
 )
@@ -253,6 +254,7 @@ def plain_terms(
         "linear": excess,
         "dual": excess,
         "squared_hinge": F.relu(excess) ** 2,
+        "absolute": excess.abs(),
     }[settings.penalty_kind]
     kl = decay = torch.zeros((), dtype=torch.float64)
     for own, other in ((normal, server[0]), (reduce, server[1])):

@@ -139,6 +139,7 @@ def expected_by_hand(alpha: Tensor, costs: CostTable) -> float:
         ("linear", lambda e: e),
         ("hinge", lambda e: max(e, 0)),
         ("squared_hinge", lambda e: max(e, 0) ** 2),
+        ("absolute", abs),
         ("dual", lambda e: e),
     ],
 )

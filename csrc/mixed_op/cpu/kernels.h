@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/isa.h"
-#include "mixed_op/cpu/args.h"
+#include "mixed_op/args.h"
 
 namespace metadnas {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/batch_norm.h"
-#include "mixed_op/cpu/args.h"
+#include "mixed_op/args.h"
 
 namespace metadnas::METADNAS_ISA {
 

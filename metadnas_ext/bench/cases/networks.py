@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metadnas_ext.bench import baseline
 from metadnas_ext.bench.case import CHANNELS_LAST, NCHW, OURS, Case, Outcome, Setup, Variant, Work
+from metadnas_ext.fuse import fuse
 from metadnas_ext.nn import DerivedNet, Supernet
 from metadnas_ext.space import DARTS_V2, NetworkShape, cost_table, genotype_cost
 
@@ -31,6 +32,20 @@ def supernet(channels: int, layers: int, nodes: int, batch: int, size: int) -> S
         _training,
         Work(flop=3 * 2 * macs * batch),
     )
+
+
+def fused(channels: int, layers: int, nodes: int, batch: int, size: int) -> Setup:
+    """The same step of the ordinary modules themselves, behind `fuse`."""
+    torch.manual_seed(0)
+    shape = NetworkShape(channels, layers, nodes, CLASSES, size)
+    eager = baseline.Supernet(shape)
+
+    def ours() -> nn.Module:
+        net = copy.deepcopy(eager)
+        fuse(net)
+        return net
+
+    return _setup(eager, ours, torch.randn(batch, 3, size, size), _training, Work())
 
 
 def derived(channels: int, layers: int, batch: int, size: int) -> Setup:
@@ -131,15 +146,18 @@ def _inference(net: nn.Module, x: Tensor) -> Variant:
     return Variant(step, list(net.parameters()))
 
 
-def _supernet(channels: int, layers: int, batch: int, quick: bool) -> Case:
-    return Case(
-        f"supernet/c{channels}-{layers}-cells-b{batch}",
-        f"C {channels}, {layers} cells, batch {batch}",
-        supernet,
-        {"channels": channels, "layers": layers, "nodes": 4, "batch": batch, "size": 32},
-        {"channels": 4, "layers": 3, "nodes": 2, "batch": 2, "size": 8},
-        quick=quick,
-    )
+def _supernets(channels: int, layers: int, batch: int, quick: bool) -> list[Case]:
+    return [
+        Case(
+            f"{group}/c{channels}-{layers}-cells-b{batch}",
+            f"C {channels}, {layers} cells, batch {batch}",
+            make,
+            {"channels": channels, "layers": layers, "nodes": 4, "batch": batch, "size": 32},
+            {"channels": 4, "layers": 3, "nodes": 2, "batch": 2, "size": 8},
+            quick=quick,
+        )
+        for group, make in (("supernet", supernet), ("fuse", fused))
+    ]
 
 
 def _both_derived(channels: int, layers: int, batch: int, quick: bool) -> list[Case]:
@@ -157,8 +175,8 @@ def _both_derived(channels: int, layers: int, batch: int, quick: bool) -> list[C
 
 
 CASES = (
-    _supernet(8, 5, 16, quick=True),
-    _supernet(16, 8, 64, quick=False),
+    *_supernets(8, 5, 16, quick=True),
+    *_supernets(16, 8, 64, quick=False),
     *_both_derived(16, 8, 32, quick=True),
     *_both_derived(36, 20, 96, quick=False),
 )

@@ -7,7 +7,6 @@
 
 #include "common/checks.h"
 #include "common/cohort.h"
-#include "common/pool.h"
 #include "mixed_op/plan.h"
 
 namespace metadnas {
@@ -35,11 +34,11 @@ inline Keep checked_keep(const char* op, int64_t keep) {
   return static_cast<Keep>(keep);
 }
 
-inline void check_activations(const char* op, const char* name, const Tensor& x) {
+// half: whether activations may be of half precision
+inline void check_activations(const char* op, const char* name, const Tensor& x, bool half) {
   STD_TORCH_CHECK(x.dim() == 5, op, ": ", name, " has shape ", shape_text(x),
                   ", expected (G, N, H, W, C)");
-  check_floating(op, name, x);
-  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " is not on the CPU");
+  if (!half || !is_half(x)) check_floating(op, name, x);
   for (int64_t d = 0; d < 5; ++d) {
     STD_TORCH_CHECK(x.size(d) >= 1, op, ": ", name, " has shape ", shape_text(x),
                     ", expected every size to be at least 1");
@@ -53,23 +52,23 @@ inline void check_variance(const char* op, const CountedImages& counts, int64_t 
                   counts.fewest() * pixels, "; x has shape ", shape_text(x));
 }
 
-// An uninitialised tensor like `like`, or an empty one where it is not wanted.
-inline Tensor make_if(bool wanted, const Tensor& like) {
+// Mixing weights, parameters and statistics beside activations x: Float where x is of half
+// precision.
+inline void check_wide(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  check_type(op, name, t, wide_type(x), is_half(x) ? " beside x" : " as x");
+  check_device(op, name, t, x);
+}
+
+// The sizes of `like`, or none where it is not wanted.
+inline std::vector<int64_t> sizes_if(bool wanted, const Tensor& like) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d < like.dim() && wanted; ++d) sizes.push_back(like.size(d));
-  return pooled_like(like, wanted ? sizes : std::vector<int64_t>{0});
+  return wanted ? sizes : std::vector<int64_t>{0};
 }
 
 // Rows (G, P) whose elements are neighbours; the rows themselves may be apart.
 inline Tensor with_dense_rows(const Tensor& t) {
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
-}
-
-// Calls run.operator()<T>() for the element type of x.
-template <class F>
-void with_element_type(const Tensor& x, F&& run) {
-  x.scalar_type() == torch::headeronly::ScalarType::Float ? run.template operator()<float>()
-                                                          : run.template operator()<double>();
 }
 
 }  // namespace metadnas
