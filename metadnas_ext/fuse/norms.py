@@ -45,8 +45,9 @@ def update(norms: Sequence[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
         torch._foreach_add_(counters, 1)
     if not steps:
         return
-    unbiased = torch.tensor([1.0, values / (values - 1)], dtype=stats.dtype)
-    rows = (stats * unbiased[:, None]).flatten(0, 1).unbind()  # mean, variance, mean, ...
+    means, variances = stats.unbind(1)
+    unbiased = torch.stack([means, variances * (values / (values - 1))], 1)
+    rows = unbiased.flatten(0, 1).unbind()  # mean, variance, mean, ...
     for factor, slots in steps.items():
         buffers = [t for slot in slots for t in _buffers(norms[slot])]
         new = [row for slot in slots for row in rows[2 * slot : 2 * slot + 2]]
