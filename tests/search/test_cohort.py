@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from metadnas_ext.data import ClientSplit, ImageStore, MemoryStore, epoch_batches, prepare
 from metadnas_ext.search.cohort import Batch, TrainBatches, ordered, passes, steps_per_epoch
 from metadnas_ext.seeding import generator
 
+from .._pretend_gpu import GPU, PretendGPU
 from ..federated._tiny import tiny_federation
 
 SIZE = 5
@@ -132,8 +134,10 @@ def test_a_clients_batches_do_not_depend_on_its_cohort(part: str) -> None:
             assert torch.equal(a.labels, b.labels)
 
 
-def digits() -> ImageStore:
-    return tiny_federation().store
+def digits() -> MemoryStore:
+    store = tiny_federation().store
+    assert isinstance(store, MemoryStore)
+    return store
 
 
 def test_seed_and_key_decide_the_order() -> None:
@@ -232,3 +236,29 @@ def test_generators_are_keyed_by_step_purpose_and_client() -> None:
     others = drawn(batches.generators(6, "a", slice(0, 4)))
     others += drawn(batches.generators(5, "b", slice(0, 4)))
     assert len({*first, *others}) == 12
+
+
+@pytest.mark.parametrize("images_there", [True, False])
+def test_batches_on_a_gpu_are_those_of_the_cpu(images_there: bool) -> None:
+    """Images that do not fit there follow batch by batch. Nothing waits for the device."""
+    clients = ordered(splits(), SIZE)
+    expected = TrainBatches(digits(), clients, SIZE, 2, True, 7, "round")
+    with PretendGPU() as gpu:
+        store = digits().to(GPU) if images_there else digits()
+        gpu.waits.clear()
+        batches = TrainBatches(store, clients, SIZE, 2, True, 7, "round", device=GPU)
+        for step in range(len(batches)):
+            active = batches.active(step)
+            drawn = [(b.train(active), b.val(active)) for b in (batches, expected)]
+            assert batches.progress(step).device == GPU
+            for there, here in zip(*drawn, strict=True):
+                tensors = zip(there[:3], here[:3], strict=True)
+                assert all(a.device == GPU and torch.equal(_values(a), b) for a, b in tensors)
+                assert there.numbers == here.numbers
+        assert not gpu.waits
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """Read without its being noticed."""
+    with _disable_current_modes():
+        return tensor.clone()
