@@ -114,11 +114,14 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key} is {values[key]!r}, expected one of {', '.join(choices)}{hint}"
             )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.run.device):
+        raise ConfigError(
+            f"run.device is {config.run.device!r}, expected cpu, cuda, cuda:<n> or auto"
+        )
     _check_lists(config)
     _check_krum(config)
     _check_maml(config)
     _check_search_rounds(config)
-    _check_device(config)
     if config.client.final_lr is not None and config.client.lr == 0:
         raise ConfigError(
             f"client.final_lr is {config.client.final_lr} and client.lr 0, expected client.lr "
@@ -199,11 +202,12 @@ def _check_maml(config: Config) -> None:
         )
 
 
-def _check_device(config: Config) -> None:
-    """What `run.device` may say, and what a step captured on it may hold."""
+def check_graphs(config: Config) -> None:
+    """ConfigError if `client.graphs` is on in a run whose steps cannot be captured.
+
+    Of a run, not of any configuration: its device is known by then.
+    """
     device, client = config.run.device, config.client
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"run.device is {device!r}, expected cpu, cuda, cuda:<n> or auto")
     if not client.graphs:
         return
     own = SPACES[config.space.space].own

@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "client.momentum": 0.5,
     "client.weight_decay": 0.1,
     "client.clip": 0.0,
+    "client.graphs": True,
     "client.penalty": 2.0,
     "client.penalty_kind": "dual",
     "client.dual_rate": 0.7,
@@ -96,6 +97,7 @@ OTHER: dict[str, Any] = {
     "rivals.ditto_lambda": 2.0,
     "run.save_models": False,
     "run.seed": 2**63 - 1,
+    "run.device": "cuda:1",
     "run.threads": 3,
     "run.keep_checkpoints": 5,
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metadnas_ext.config import Config
+from metadnas_ext.config_checks import check_graphs
 from metadnas_ext.data import (
     ClientSplit,
     ImageStore,
@@ -59,6 +60,7 @@ class Federation:
         work: see the messages.
         """
         config = config.updated({"run.device": settled_name(config.run.device)})
+        check_graphs(config)
         device = device_of(config.run.device)
         store = _placed(load_images(config), device)
         labels = store.labels.numpy()

@@ -239,5 +239,5 @@ def test_two_rounds_on_a_gpu_are_those_on_the_cpu(name: str, graphs: bool, on_de
     found, same = outcome(METHODS[name](federation))
     for part, tensor in expected.items():
         assert_close(found[part], tensor, 5e-2, part)
-    # Of a client's 8 test images or more, rounding may turn one.
-    assert same == pytest.approx(figures, abs=0.15)
+    # Of a client's 8 test images or more, rounding may turn two.
+    assert same == pytest.approx(figures, abs=0.3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metadnas_ext.config import Config
+from metadnas_ext.config_checks import check_graphs
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn import supernet_plan
 from metadnas_ext.search.architect import ARCHITECTS
@@ -129,7 +130,8 @@ def test_noise_in_a_recorded_step_is_refused() -> None:
     ],
 )
 def test_what_cannot_be_captured_is_refused(changes: dict[str, str], obstacle: str) -> None:
-    captured = {"run.device": "cuda", "client.graphs": True}
-    assert Config().updated(captured).client.graphs
+    captured = Config().updated({"run.device": "cuda", "client.graphs": True})
+    check_graphs(captured)
     with pytest.raises(ConfigError, match=f"client.graphs is true, expected false: {obstacle}"):
-        Config().updated(captured | changes)
+        check_graphs(captured.updated(changes))
+    check_graphs(captured.updated(changes | {"client.graphs": False}))
