@@ -3,12 +3,12 @@
 # that is here, tests it on the GPU, looks for bad memory accesses, times it. A part that fails does
 # not stop the next one; the summary comes last.
 #
-# usage: bench/gpu_check.sh [FOLDER]    (results; default $OUT, else runs/gpu_check)
+# usage: bench/gpu_check.sh [FOLDER]    (results; default runs/gpu_check)
 # Environment: PYTHON, TORCH_CUDA_ARCH_LIST (default: the GPU's own), MAX_JOBS
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=$(realpath -m "${1:-${OUT:-runs/gpu_check}}")
+out=$(realpath -m "${1:-runs/gpu_check}")
 mkdir -p "$out"
 python=${PYTHON:-python3}
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
@@ -33,7 +33,7 @@ build() {
     --target "$site" --upgrade .
 }
 
-# Only what runs on the GPU: operators, and the networks on them.
+# Only what runs on the GPU.
 tests() { (cd "$out" && "$python" -P -m pytest "$OLDPWD/tests/ops" --device=cuda -p no:cacheprovider); }
 
 sanitize() {
