@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
@@ -65,6 +66,7 @@ class MetaDNAS(Searching):
         super().__init__(federation)
         self.learner = meta_learner(self.config.server)
         width = self.server.alpha.numel()
+        # What a client's last search has added to the α it was sent.
         self._found = ClientRows("found", federation.seen, width, federation.device)
 
     @property
@@ -90,11 +92,14 @@ class MetaDNAS(Searching):
     def architecture(self, client: int) -> Architecture:
         """What a client trains in the rounds behind the search, within its budget.
 
-        By its own α at the end of its last search, or the server's if it never was in one.
+        By the server's α and how far the client's last search led away from it: clients that
+        searched long ago have not missed what the server has learned since.
         """
         alpha = self.server.alpha
-        found = self._found.of([client], alpha.flatten())[0]
-        return self.genotype(found.view_as(alpha), client)
+        if not self._found.knows(client):
+            return self.genotype(alpha, client)
+        found = self._found.of([client], alpha.flatten())[0].view_as(alpha)
+        return self.genotype(self._sent_alpha() + found, client)
 
     def fallback(self, client: int) -> Fallback:
         if self._settles and self._found.knows(client):
@@ -206,6 +211,7 @@ class MetaDNAS(Searching):
         cohorts = [part.cohort for part in parts]
         joined = joiner(cohorts)
         client, server = self.config.client, self.config.server
+        sent = self._sent_alpha().clone()  # the step moves it
         if (index + 1) * client.epochs <= client.alpha_warmup:
             server = replace(server, alpha_lr=0.0)  # its Adam only looks on
         server_step(
@@ -219,7 +225,12 @@ class MetaDNAS(Searching):
         if self._settles:
             for cohort in cohorts:
                 assert cohort.alpha is not None
-                self._found.put(cohort.clients, cohort.alpha.flatten(1))
+                self._found.put(cohort.clients, (cohort.alpha - sent).flatten(1))
+
+    def _sent_alpha(self) -> Tensor:
+        """α that every client searches from; 0 where each keeps its own."""
+        alpha = self.server.alpha
+        return torch.zeros_like(alpha) if "alpha" in self.config.server.local else alpha
 
     def _keep(self, cohorts: Sequence[Cohort]) -> None:
         """Leaves on the clients what is theirs."""

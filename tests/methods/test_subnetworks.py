@@ -77,25 +77,33 @@ def test_each_number_is_the_mean_over_the_clients_that_train_it(local: str) -> N
     assert_identical(method.server.alpha, before.alpha)
 
 
-def test_a_client_settles_where_its_last_search_has_ended() -> None:
-    method = MetaDNAS(tiny_federation(**SETTLED))
-    method.round(0)
-    searched = {}
-    for client in method.federation.sample(1):
-        cohort, _ = method.search(
-            [client], 1, "round/1", "round 1", method._pull(), method.relaxation(1)
-        )
-        assert cohort.alpha is not None
-        searched[client] = method.genotype(cohort.alpha[0], client)
-    method.round(1)
-    settled = {client: method.architecture(client) for client in searched}
-    assert settled == searched
+@pytest.mark.parametrize("local", ["", "alpha"])
+def test_a_client_settles_by_its_last_search_and_what_the_server_learned_since(local: str) -> None:
+    """A client's own α, if it keeps one, needs no server's."""
+    changes = SETTLED | {"server__clients_per_round": 2, "server__local": local}
+    method = MetaDNAS(tiny_federation(**changes))
+    expected = {}
+    for index in range(2):
+        sent = method.server.alpha.clone()
+        for client in method.federation.sample(index):
+            where = f"round {index}"
+            cohort, _ = method.search(
+                [client], 1, f"round/{index}", where, method._pull(), method.relaxation(index)
+            )
+            assert cohort.alpha is not None
+            expected[client] = cohort.alpha[0] if local else cohort.alpha[0] - sent
+        method.round(index)
+    if not local:
+        expected = {client: method.server.alpha + moved for client, moved in expected.items()}
+    assert len(expected) > len(method.federation.sample(1))  # one has missed the last search
+    settled = {client: method.architecture(client) for client in expected}
+    assert settled == {client: method.genotype(a, client) for client, a in expected.items()}
     method.round(2)
-    assert {client: method.architecture(client) for client in searched} == settled
+    assert {client: method.architecture(client) for client in expected} == settled
     (unseen,) = method.federation.unseen
     budget = float(method.federation.budgets[unseen])
-    expected = discretize(tuple(method.server.alpha), method.federation.costs, budget)
-    assert method.architecture(unseen) == expected
+    servers = discretize(tuple(method.server.alpha), method.federation.costs, budget)
+    assert method.architecture(unseen) == servers
 
 
 def test_a_settled_client_searches_no_more() -> None:
