@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metadnas_ext.nn import NetworkPlan
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.training import Evaluation
 from metadnas_ext.space import Architecture
@@ -42,6 +44,30 @@ class Reply:
     architecture: Architecture | None = None
 
 
+LARGEST = 1e18
+"""Magnitude that no number of a reply may pass: sums of squares of float32 stay finite."""
+
+METRICS = {
+    "train_loss": (-LARGEST, LARGEST),
+    "val_loss": (-LARGEST, LARGEST),
+    "val_accuracy": (0.0, 1.0),
+    "val_images": (1.0, LARGEST),
+}
+"""What every reply tells of its client's training, and the values it may have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What a reply must look like, whoever has sent it.
+
+    tensors: least values of each, in its shape and dtype, -inf where any will do; metrics: least
+    and largest value of each.
+    """
+
+    tensors: dict[str, Tensor]
+    metrics: dict[str, tuple[float, float]]
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """A group's part of a round: what its clients send, and what each of them keeps.
@@ -71,13 +97,18 @@ def replies_of(
 
 
 def training_metrics(losses: Tensor, val: Evaluation) -> dict[str, Tensor]:
-    """What every reply tells of its client's training, (G) each."""
-    return {
-        "train_loss": losses,
-        "val_loss": val.loss,
-        "val_accuracy": val.accuracy,
-        "val_images": val.size,
-    }
+    """Those of METRICS, (G) each."""
+    return dict(zip(METRICS, (losses, *val), strict=True))
+
+
+def least_values(plan: NetworkPlan, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Of a network's theta (P) and running (R), on the CPU: variances are not negative."""
+    theta = torch.full((plan.parameters.size,), -math.inf, dtype=dtype)
+    running = torch.full((plan.running.size,), -math.inf, dtype=dtype)
+    for name, slot in plan.running.slots.items():
+        if name.endswith("running_var"):
+            running[slot.offset : slot.end] = 0
+    return {"theta": theta, "running": running}
 
 
 def stacked(replies: Sequence[Reply], name: str) -> Tensor:

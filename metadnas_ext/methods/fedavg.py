@@ -13,8 +13,11 @@ from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import client_result, finetune, train_locally
 from metadnas_ext.methods.exchange import (
+    METRICS,
+    Form,
     Part,
     Reply,
+    least_values,
     mean_over_clients,
     metric,
     replies_of,
@@ -92,6 +95,11 @@ class FedAvg(Rounds):
             cohort, dict(zip(SENT, sent, strict=True)), training_metrics(losses, val)
         )
         return Part(cohort.clients, replies, self._kept(cohort))
+
+    def form(self, index: int, client: int, architecture: Architecture | None) -> Form:
+        if architecture is not None:
+            raise ValueError("architecture is given, expected none: all have the same")
+        return Form(least_values(self.plan, self.theta.dtype), METRICS)
 
     def step(self, index: int, replies: Sequence[Reply]) -> None:
         share = to_device(weights(replies).to(self.theta.dtype), self.theta.device)

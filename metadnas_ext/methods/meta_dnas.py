@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,12 @@ from metadnas_ext.methods.base import Fallback, RoundFigures
 from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.methods.derived import Searched, Trained, client_result
 from metadnas_ext.methods.exchange import (
+    LARGEST,
+    METRICS,
+    Form,
     Part,
     Reply,
+    least_values,
     mean_over_clients,
     metric,
     replies_of,
@@ -28,12 +33,17 @@ from metadnas_ext.methods.rounds import Rounds
 from metadnas_ext.methods.searching import Adaptation, Searching
 from metadnas_ext.methods.subnetworks import average, shared_numbers, train_subnetworks
 from metadnas_ext.methods.survivors import dropped_json, lost_round
-from metadnas_ext.report.result import ClientResult
+from metadnas_ext.nn import NetworkPlan, derived_plan
+from metadnas_ext.report.result import BUDGET_TOLERANCE, ClientResult
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.objective import entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
 from metadnas_ext.space import Architecture, expected_cost, genotype_cost
+
+SEARCH_METRICS = dict.fromkeys(("expected_cost", "entropy", "skips"), (0.0, LARGEST))
+SHARPNESS = {"hessian_eigenvalue": (-LARGEST, LARGEST)}
+"""What replies of rounds with a search have beside METRICS."""
 
 
 class MetaDNAS(Rounds, Searching):
@@ -90,6 +100,29 @@ class MetaDNAS(Rounds, Searching):
         if index >= self.search_rounds:
             return self._train_subnetworks(index, clients)
         return self._search(index, clients)
+
+    def form(self, index: int, client: int, architecture: Architecture | None) -> Form:
+        dtype = self.server.theta.dtype
+        if index >= self.search_rounds:
+            return Form(least_values(self._network_of(client, architecture), dtype), METRICS)
+        if architecture is not None:
+            raise ValueError("architecture is given, expected none: clients still search")
+        alpha = torch.full(self.server.alpha.shape, -math.inf, dtype=dtype)
+        tensors = least_values(self.plan, dtype)
+        metrics = METRICS | SEARCH_METRICS
+        if self._measures_sharpness(index):
+            metrics |= SHARPNESS
+        return Form(tensors | {"alpha": alpha}, metrics)
+
+    def _network_of(self, client: int, architecture: Architecture | None) -> NetworkPlan:
+        """ValueError if the client cannot train this architecture within its budget."""
+        if architecture is None:
+            raise ValueError("architecture is missing")
+        budget = float(self.federation.budgets[client])
+        cost = genotype_cost(self.federation.costs_of(client), architecture)
+        if cost > budget * (1 + BUDGET_TOLERANCE):
+            raise ValueError(f"architecture costs {cost:g}, expected at most the budget {budget:g}")
+        return derived_plan(self.federation.shape, architecture)
 
     def step(self, index: int, replies: Sequence[Reply]) -> None:
         if index >= self.search_rounds:
@@ -290,10 +323,13 @@ class MetaDNAS(Rounds, Searching):
         """Bytes that the server sends to a client, and a client to the server."""
         return 4 * (sum(tensor.numel() for tensor in self._shared()) - self.local.numbers)
 
+    def _measures_sharpness(self, index: int) -> bool:
+        every = self.config.server.hessian_every
+        return every > 0 and (index + 1) % every == 0
+
     def _hessian(self, cohort: Cohort, index: int) -> Tensor | None:
         """∇²_α's largest eigenvalues (G) at the end of a search; None in rounds without them."""
-        every = self.config.server.hessian_every
-        if every == 0 or (index + 1) % every > 0:
+        if not self._measures_sharpness(index):
             return None
         return alpha_hessian_eigenvalue(
             self.plan,

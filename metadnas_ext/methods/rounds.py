@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 from metadnas_ext.methods.base import Method, RoundFigures
-from metadnas_ext.methods.exchange import Part, Reply
+from metadnas_ext.methods.exchange import Form, Part, Reply
 from metadnas_ext.methods.survivors import without_diverged
+from metadnas_ext.space import Architecture
 
 
 class Rounds(Method):
@@ -42,6 +43,10 @@ class Rounds(Method):
         for rows in self.client_rows:
             if rows.name in part.kept:
                 rows.put(part.clients, part.kept[rows.name])
+
+    @abstractmethod
+    def form(self, index: int, client: int, architecture: Architecture | None) -> Form:
+        """What a client's reply must look like. ValueError if `architecture` cannot be its own."""
 
     @abstractmethod
     def step(self, index: int, replies: Sequence[Reply]) -> None:
