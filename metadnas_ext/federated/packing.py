@@ -14,9 +14,9 @@ _HEADER = "header"
 
 
 def pack(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """`header` holds JSON values; the same content gives the same bytes."""
+    """`header` holds JSON values."""
     rows = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(header, sort_keys=True, allow_nan=False)
+    text = json.dumps(header, allow_nan=False)
     return safetensors.torch.save(rows, {_HEADER: text})
 
 

@@ -45,14 +45,14 @@ class ClientRows:
                 rows[at] = self._rows[self._index[client]]
         return rows
 
+    def row(self, client: int) -> Tensor:
+        """The row (width) that the client has put here."""
+        return self._rows[self._index[client]]
+
     def knows(self, client: int) -> bool:
         """Whether the client has put a row here."""
         index = self._index.get(client)
         return index is not None and bool(self._known[index])
-
-    def forget(self) -> None:
-        """As if no client had ever put a row here."""
-        self._known = torch.zeros_like(self._known)
 
     def put(self, clients: Sequence[int], rows: Tensor) -> None:
         """Replaces the clients' rows (k, width)."""

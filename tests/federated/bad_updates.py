@@ -30,7 +30,7 @@ from metadnas_ext.federated.screening import (
     Arrived,
     Screened,
     Where,
-    packed_divergence,
+    packed_excuse,
     packed_reply,
     screened,
 )
@@ -133,7 +133,7 @@ KINDS: dict[str, Callable[[Sent], bytes | list[bytes]]] = {
     "header that is a list": lambda s: s.with_raw_header("[1]"),
     "header nested 20,000 deep": lambda s: s.with_raw_header("[" * 20_000),
     "oversize": lambda s: s.good + bytes(1 << 20),
-    "tells of divergence": lambda s: packed_divergence(HERE, s.header["client"], "loss is nan"),
+    "tells of divergence": lambda s: packed_excuse(HERE, s.header["client"], "loss is nan"),
 }
 
 
