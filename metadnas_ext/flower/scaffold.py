@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
+from metadnas_ext import __version__
 from metadnas_ext.config import Config
 from metadnas_ext.errors import RunError
 from metadnas_ext.files import write_atomic
 from metadnas_ext.flower.settings import FlowerSettings, to_run_config
 
-APP = '''"""The server and the clients of a run of metadnas_ext; its configuration is in pyproject.toml."""
+APP = '''"""Server and clients of a run of metadnas_ext; its configuration is in pyproject.toml."""
 
 from metadnas_ext.flower import client_app, server_app
 
@@ -51,7 +51,7 @@ def write_app(folder: Path, settings: FlowerSettings, config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "app.py", APP.encode())
-        text = PROJECT.format(version=version("metadnas_ext"), config=_sections(settings, config))
+        text = PROJECT.format(version=__version__, config=_sections(settings, config))
         write_atomic(folder / "pyproject.toml", text.encode())
     except OSError as error:
         raise RunError(f"cannot write the app folder {folder}: {error.strerror}") from None
