@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import metadnas_ext
@@ -23,7 +24,7 @@ class Deployment:
     """Processes below `folder`, each in a group of its own, all ended on leaving.
 
     isolated: the ServerApp runs under a SuperExec of its own and survives the SuperLink. tls: a
-    folder with ca.crt, server.pem, server.key, and for SuperNodes a key each, as `make_keys` has it.
+    folder with ca.crt, server.pem and server.key; then SuperNodes need keys too.
     """
 
     def __init__(
@@ -109,10 +110,8 @@ class Deployment:
     def kill(self, name: str) -> None:
         """SIGKILL for the process and all that it has started in its group."""
         process = self.processes.pop(name)
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
     def wait_for(self, there: Callable[[], bool], seconds: float, what: str) -> None:

@@ -8,7 +8,6 @@ Some minutes each: Flower starts a process for every message.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,10 +40,10 @@ def config_of(rounds: int) -> Config:
 
 
 @pytest.fixture(scope="module")
-def in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("in process") / "run"
     run_in(folder, Federation.build(config_of(3)), ["meta_dnas"])
-    yield folder
+    return folder
 
 
 def app_for(folder: Path) -> tuple[Path, Path]:

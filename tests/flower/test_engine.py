@@ -87,7 +87,7 @@ class ServerKilledError(Exception):
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_server_that_dies_in_a_round_goes_on_to_the_same_end(at: int, tmp_path: Path) -> None:
-    """Clients have trained already: what they keep is that of the round before, when asked again."""
+    """Clients have trained already: asked again, they start from the round before."""
     config = tiny_config(**(THREE | SETTLED | {"server__local": "head,bn"}))
     run_in(tmp_path / "in process", Federation.build(config), ["meta_dnas"])
     rounds = 0
@@ -197,8 +197,8 @@ def test_a_node_with_other_data_is_refused(tmp_path: Path) -> None:
         return reply
 
     grid.change = other
+    settings = FlowerSettings(tmp_path / "out", nodes=1, start_seconds=1)
     with pytest.raises(DeadlineError, match="its images, their split over clients"):
-        settings = FlowerSettings(tmp_path / "out", nodes=1, start_seconds=1)
         serve(grid, settings, tiny_config(**THREE))
 
 
