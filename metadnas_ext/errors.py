@@ -45,6 +45,10 @@ class DivergenceError(MetadnasError, ArithmeticError):
         self.diverged = dict(diverged or {})
 
 
+class DeadlineError(MetadnasError, TimeoutError):
+    """Nodes of a run over a network did not do in time what was waited for; it names them."""
+
+
 class BenchmarkError(MetadnasError, RuntimeError):
     """An unknown benchmark case, a file that holds no benchmark results, or a wrong result."""
 

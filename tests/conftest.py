@@ -12,6 +12,8 @@ from torch import Tensor
 # in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+REASONS = {"slow": "takes minutes; run with --slow"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -20,12 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="where operators run: cpu; shim: CUDA's kernels on the host; cuda",
     )
+    parser.addoption("--slow", action="store_true", help="also the tests that take minutes each")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: about the CPU's own kernels, left out elsewhere")
     config.addinivalue_line("markers", "host: values are looked at, which is done on the CPU only")
     config.addinivalue_line("markers", "long: takes seconds even on kernels, left out on the shim")
+    config.addinivalue_line("markers", "slow: takes minutes, run with --slow only")
     device = config.getoption("--device")
     if device == "shim":
         load_shim()
@@ -47,10 +51,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {"cpu": [], "shim": ["cpu", "long"], "cuda": ["cpu", "host"]}[
         config.getoption("--device")
     ]
+    if not config.getoption("--slow"):
+        left_out = [*left_out, "slow"]
     for name in left_out:
         for item in items:
             if item.get_closest_marker(name) is not None:
-                item.add_marker(pytest.mark.skip(reason=f"a test of the {name}"))
+                item.add_marker(pytest.mark.skip(reason=REASONS.get(name, f"a test of the {name}")))
 
 
 MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from metadnas_ext.cli.flower import flower
 from metadnas_ext.cli.measuring import bench, bench_report, info, profile
 from metadnas_ext.cli.results import export, report
 from metadnas_ext.cli.running import compare, search
@@ -15,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (search, compare, report, export, profile, bench, bench_report, info):
+for command in (search, compare, flower, report, export, profile, bench, bench_report, info):
     app.command()(command)
 
 

@@ -93,7 +93,7 @@ def _run(
                     if number:
                         federation = Federation.build(config)
                     _run_one(folder, federation, methods, request.tensorboard)
-            _conclude(command, out, target)
+            conclude(command, out, target)
 
 
 def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboard: bool) -> None:
@@ -109,7 +109,7 @@ def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboa
         Runner(federation, methods, folder, Observers(observers)).run()
 
 
-def _conclude(command: str, out: Path, target: float | None) -> None:
+def conclude(command: str, out: Path, target: float | None) -> None:
     """Prints the final tables and, of a comparison, writes them."""
     from metadnas_ext.progress import print_summary
     from metadnas_ext.report.comparison import compare, write_comparison

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
     if steps:
         raise RunError(f"every checkpoint in {folder} is damaged ({len(steps)} of them)")
     return None
+
+
+def state_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, dtypes, shapes and every bit of some tensors, in whatever order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _remove_before(folder: Path, first: int) -> None:

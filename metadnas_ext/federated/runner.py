@@ -18,18 +18,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from metadnas_ext import models
 from metadnas_ext.config import Config
 from metadnas_ext.errors import DivergenceError, RunError
 from metadnas_ext.federated import checkpoint
+from metadnas_ext.federated.engine import Engine, InProcess, save_models
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.files import LOCK, write_json
 from metadnas_ext.methods import METHODS, Method, RoundFigures
-from metadnas_ext.methods.survivors import personalised
 from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.finite import DIVERGENCE_HINT
-from metadnas_ext.space import architecture_from_json
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -161,7 +159,8 @@ def _cut(metrics: Path, size: int) -> None:
 class Runner:
     """Runs `methods` one after another in `run_dir`, from its last checkpoint.
 
-    Whoever runs holds the folder's lock (`files.locked`), from before the Runner is made.
+    `engine` runs their rounds, by default in this process. Whoever runs holds the folder's lock
+    (`files.locked`), from before the Runner is made.
     """
 
     def __init__(
@@ -170,11 +169,13 @@ class Runner:
         methods: Sequence[str],
         run_dir: Path,
         observer: Observer | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.federation = federation
         self.methods = list(methods)
         self.run_dir = run_dir
         self.observer: Observer = observer or Silent()
+        self.engine: Engine = engine or InProcess()
         self.progress = Progress()
         self._tensors: dict[str, dict[str, Tensor]] = {}  # by training key
         latest = checkpoint.load_latest(run_dir)
@@ -231,16 +232,19 @@ class Runner:
         while not progress.trained:
             _check_survivors(method, history)
             if len(history) >= method.rounds or method.converged(history):
+                if history:
+                    self.engine.conclude(method, history)
+                    self._keep_state(method)
                 progress.trained = True
                 genotype = method.shared_genotype()
                 progress.meta_genotype = None if genotype is None else genotype.to_json()
                 break
             start = time.monotonic()
-            figures = method.round(len(history))
+            figures = self.engine.round(method, history)
             seconds = time.monotonic() - start
             history.append(figures)
             progress.history.append(figures.to_json())
-            self._tensors[method.trains_as(self.federation.config)] = method.state()
+            self._keep_state(method)
             self._save(
                 {
                     "event": "round",
@@ -254,15 +258,16 @@ class Runner:
 
     def _personalise(self, method: Method, progress: MethodProgress) -> None:
         done = {result["client"] for result in progress.results}
-        everyone = list(range(self.federation.config.data.clients))
-        for group in self.federation.cohorts(everyone):
+        history = [RoundFigures(**figures) for figures in progress.history]
+        for group in self.engine.groups(self.federation):
             if done.issuperset(group):
                 continue
             start = time.monotonic()
-            results = personalised(method, group)
+            results = self.engine.personalise(method, group, history)
             seconds = time.monotonic() - start
             progress.results += [result.to_json() for result in results]
-            self._keep_models(method, results)
+            with _writing(self.run_dir):  # before the checkpoint that says these clients are done
+                save_models(self.run_dir, self.federation, method.name, results)
             self._save(
                 {
                     "event": "personalised",
@@ -275,18 +280,8 @@ class Runner:
             )
             self.observer.clients_finished(method, results)
 
-    def _keep_models(self, method: Method, results: Sequence[ClientResult]) -> None:
-        """Writes the clients' networks; before the checkpoint that says these clients are done."""
-        if not self.federation.config.run.save_models:
-            return
-        store, shape = self.federation.store, self.federation.shape
-        with _writing(self.run_dir):
-            for result in results:
-                if result.weights and result.genotype is not None:
-                    genotype = architecture_from_json(result.genotype)
-                    card = models.Card(shape, genotype, store.classes, store.mean, store.std)
-                    path = models.model_path(self.run_dir, method.name, result.client)
-                    models.save(path, card, result.weights)
+    def _keep_state(self, method: Method) -> None:
+        self._tensors[method.trains_as(self.federation.config)] = method.state()
 
     def _check_federation(self) -> None:
         """RunError if the data, a device profile or what is made of them has changed."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metadnas_ext.config import Config
 from metadnas_ext.federated.federation import Federation
+from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.report.result import ClientResult, Kept
 from metadnas_ext.space import Architecture
 
@@ -117,13 +118,43 @@ class Method(ABC):
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         """Final networks and test accuracies of some clients, from the state after all rounds."""
 
+    @property
     @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """All tensors that decide what follows."""
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        """What stays on the clients between rounds."""
 
     @abstractmethod
+    def server_state(self) -> dict[str, Tensor]:
+        """All tensors of the server that decide what follows."""
+
+    @abstractmethod
+    def load_server_state(self, tensors: dict[str, Tensor]) -> None:
+        """Goes on from what `server_state` returned."""
+
+    @abstractmethod
+    def shared(self, final: bool) -> dict[str, Tensor]:
+        """What the server sends to clients, in a round or, `final`, behind the last one.
+
+        In rounds zeros stand for what stays on the clients.
+        """
+
+    @abstractmethod
+    def receive(self, tensors: dict[str, Tensor]) -> None:
+        """Takes what `shared` returned, on a client."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that decide what follows, of server and clients."""
+        state = self.server_state()
+        for rows in self.client_rows:
+            state |= rows.state()
+        return state
+
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Goes on from what `state` returned."""
+        own = dict(tensors)
+        for rows in self.client_rows:
+            rows.load_state({name: own.pop(name) for name in rows.names})
+        self.load_server_state(own)
 
     @abstractmethod
     def fallback(self, client: int) -> Fallback:
@@ -160,12 +191,22 @@ class WithoutRounds(Method):
     def round(self, index: int) -> RoundFigures:
         raise RuntimeError(f"{self.title} has no rounds")
 
-    def state(self) -> dict[str, Tensor]:
+    @property
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        return ()
+
+    def server_state(self) -> dict[str, Tensor]:
         return {}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_server_state(self, tensors: dict[str, Tensor]) -> None:
         if tensors:
             raise ValueError(f"{self.title} has no state")
+
+    def shared(self, final: bool) -> dict[str, Tensor]:
+        return {}
+
+    def receive(self, tensors: dict[str, Tensor]) -> None:
+        self.load_server_state(tensors)
 
     def shared_genotype(self) -> Architecture | None:
         return None

@@ -19,7 +19,7 @@ class ClientRows:
 
     def __init__(self, name: str, clients: Sequence[int], width: int, device: torch.device) -> None:
         self.width = width
-        self._name = name
+        self.name = name
         self._index = {client: index for index, client in enumerate(clients)}
         self._rows = torch.zeros(len(clients), width, device=device)
         self._known = torch.zeros(len(clients))  # asked for one by one, so on the CPU
@@ -27,7 +27,7 @@ class ClientRows:
     @property
     def names(self) -> tuple[str, str]:
         """Of its tensors in the state."""
-        return f"{self._name}_rows", f"{self._name}_known"
+        return f"{self.name}_rows", f"{self.name}_known"
 
     def state(self) -> dict[str, Tensor]:
         rows, known = self.names
@@ -44,6 +44,10 @@ class ClientRows:
             if self.knows(client):
                 rows[at] = self._rows[self._index[client]]
         return rows
+
+    def row(self, client: int) -> Tensor:
+        """The row (width) that the client has put here."""
+        return self._rows[self._index[client]]
 
     def knows(self, client: int) -> bool:
         """Whether the client has put a row here."""

@@ -19,7 +19,6 @@ from metadnas_ext.search.cohort import Batch, Cohort, TrainBatches, ordered, ste
 from metadnas_ext.search.finite import FiniteCheck
 from metadnas_ext.search.steps import weight_pass
 from metadnas_ext.search.training import (
-    Evaluation,
     Training,
     Watch,
     evaluate,
@@ -202,32 +201,6 @@ def client_result(
         steps=trained.steps,
         adaptation=trained.adaptation,
         weights=trained.weights,
-    )
-
-
-def joiner(cohorts: Sequence[Cohort]) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Joins one tensor (G, ...) from each cohort, rows in ascending order of clients.
-
-    Sums over clients then add up in one order, however the clients were grouped.
-    """
-    order = torch.tensor([client for cohort in cohorts for client in cohort.clients]).argsort()
-
-    def joined(parts: Sequence[Tensor]) -> Tensor:
-        rows = torch.cat(list(parts))
-        return rows[to_device(order, rows.device)]
-
-    return joined
-
-
-def mean_over_clients(values: Tensor, weights: Tensor) -> float:
-    return float((values * weights).sum() / weights.sum())
-
-
-def round_accuracy(evaluation: Evaluation) -> tuple[float, float]:
-    """Loss and accuracy over all validation images of the round's clients."""
-    return (
-        mean_over_clients(evaluation.loss, evaluation.size),
-        mean_over_clients(evaluation.accuracy, evaluation.size),
     )
 
 

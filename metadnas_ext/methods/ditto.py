@@ -51,12 +51,9 @@ class Ditto(FedAvgFineTuned):
         width = self.theta.numel() + self.running.numel()
         self.personal = ClientRows("personal", federation.seen, width, federation.device)
 
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | self.personal.state()
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        super().load_state(tensors)
-        self.personal.load_state(tensors)
+    @property
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        return (*super().client_rows, self.personal)
 
     def _start(self, clients: Sequence[int]) -> DittoCohort:
         cohort = super()._start(clients)
@@ -77,12 +74,10 @@ class Ditto(FedAvgFineTuned):
         models = [(cohort, None), (cohort.personal, pull)]
         return take_turns(self.plan, models, batches, Training.of(self.config.client, lr), where)
 
-    def _keep(self, cohorts: Sequence[Cohort]) -> None:
-        super()._keep(cohorts)
-        for cohort in cohorts:
-            assert isinstance(cohort, DittoCohort)
-            rows = torch.cat([cohort.personal.theta, cohort.personal.running], dim=1)
-            self.personal.put(cohort.clients, rows)
+    def _kept(self, cohort: Cohort) -> dict[str, Tensor]:
+        assert isinstance(cohort, DittoCohort)
+        rows = torch.cat([cohort.personal.theta, cohort.personal.running], dim=1)
+        return super()._kept(cohort) | {self.personal.name: rows}
 
     def _tune(
         self,

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.methods.base import Fallback, Method, RoundFigures
+from metadnas_ext.methods.base import Fallback, RoundFigures
+from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.methods.curve import AdaptationCurve
-from metadnas_ext.methods.derived import (
-    client_result,
-    finetune,
-    joiner,
+from metadnas_ext.methods.derived import client_result, finetune, train_locally
+from metadnas_ext.methods.exchange import (
+    METRICS,
+    Form,
+    Part,
+    Reply,
+    least_values,
     mean_over_clients,
-    round_accuracy,
-    train_locally,
+    metric,
+    replies_of,
+    stacked,
+    training_metrics,
+    weights,
 )
 from metadnas_ext.methods.local_parts import LocalParts
-from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
+from metadnas_ext.methods.rounds import Rounds
+from metadnas_ext.methods.survivors import dropped_json, lost_round
 from metadnas_ext.nn import NetworkPlan, derived_plan
 from metadnas_ext.ops import weighted_mean
 from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search import max_cost_genotype
 from metadnas_ext.search.cohort import Cohort, ordered
-from metadnas_ext.search.training import Evaluation, Watch, evaluate
+from metadnas_ext.search.training import Watch, evaluate
 from metadnas_ext.seeding import generator
 from metadnas_ext.space import Architecture
 
+SENT = ("theta", "running")
+"""What passes between server and clients."""
 
-class FedAvg(Method):
+
+class FedAvg(Rounds):
     """McMahan et al. (AISTATS 2017): average the clients' weights, one model for all.
 
     The architecture is fixed by hand, as wide a network as every client can afford: the dearest one
@@ -54,40 +65,68 @@ class FedAvg(Method):
         self.running = to_device(self.plan.initial_running(1)[0], federation.device)
         self.local = LocalParts(federation, self.plan, (self.theta, self.running), self.local_parts)
 
-    def state(self) -> dict[str, Tensor]:
-        return {"theta": self.theta, "running": self.running} | self.local.state()
+    @property
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        return self.local.client_rows
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def server_state(self) -> dict[str, Tensor]:
+        return {"theta": self.theta, "running": self.running}
+
+    def load_server_state(self, tensors: dict[str, Tensor]) -> None:
         self.theta, self.running = tensors["theta"], tensors["running"]
-        self.local.load_state(tensors)
+
+    def shared(self, final: bool) -> dict[str, Tensor]:
+        sent = (self.theta, self.running)
+        return dict(zip(SENT, sent if final else self.local.hidden(*sent), strict=True))
+
+    def receive(self, tensors: dict[str, Tensor]) -> None:
+        self.load_server_state(tensors)
 
     def shared_genotype(self) -> Architecture | None:
         return self.genotype
 
-    def round(self, index: int) -> RoundFigures:
-        sampled = self.federation.sample(index)
-        finished, dropped = without_diverged(
-            self.federation.cohorts(sampled), lambda group: self._train(group, index)
+    def work(self, index: int, clients: Sequence[int]) -> Part:
+        cohort, where = self._start(clients), f"round {index}"
+        losses = self._fit(cohort, self.round_lr(index), where)
+        store, size = self.federation.store, self.config.client.batch_size
+        val = evaluate(self.plan, cohort, store, "val", size, where)
+        sent = self.local.sent(cohort.theta, cohort.running)
+        replies = replies_of(
+            cohort, dict(zip(SENT, sent, strict=True)), training_metrics(losses, val)
         )
+        return Part(cohort.clients, replies, self._kept(cohort))
+
+    def form(self, index: int, client: int, architecture: Architecture | None) -> Form:
+        if architecture is not None:
+            raise ValueError("architecture is given, expected none: all have the same")
+        return Form(least_values(self.plan, self.theta.dtype), METRICS)
+
+    def step(self, index: int, replies: Sequence[Reply]) -> None:
+        share = to_device(weights(replies).to(self.theta.dtype), self.theta.device)
+        self.theta = weighted_mean(stacked(replies, "theta"), share)
+        self.running = weighted_mean(stacked(replies, "running"), share)
+
+    def collected(self) -> None:
+        self.theta, self.running = self.local.with_means(self.theta, self.running)
+
+    def figures(
+        self,
+        index: int,
+        sampled: list[int],
+        replies: Sequence[Reply],
+        dropped: Mapping[int, str],
+    ) -> RoundFigures:
         numbers = self.theta.numel() + self.running.numel() - self.local.numbers
         message = 4 * numbers  # bytes
-        if not finished:
+        if not replies:
             return lost_round(sampled, dropped, message * len(sampled))
-        cohorts, losses, evaluations = zip(*finished, strict=True)
-        joined = joiner(cohorts)
-        sizes = joined([cohort.train_sizes for cohort in cohorts])
-        share = to_device(sizes.to(self.theta.dtype), self.theta.device)
-        self.theta = weighted_mean(joined([cohort.theta for cohort in cohorts]), share)
-        self.running = weighted_mean(joined([cohort.running for cohort in cohorts]), share)
-        self._keep(cohorts)
-        val = Evaluation(*(joined(parts) for parts in zip(*evaluations, strict=True)))
-        val_loss, val_accuracy = round_accuracy(val)
+        images = metric(replies, "val_images")
         return RoundFigures(
             clients=sampled,
-            train_loss=mean_over_clients(joined(losses), sizes),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            bytes_up=message * (len(sampled) - len(dropped)),
+            train_loss=mean_over_clients(replies, "train_loss", weights(replies)),
+            val_loss=mean_over_clients(replies, "val_loss", images),
+            val_accuracy=mean_over_clients(replies, "val_accuracy", images),
+            bytes_up=message * len(replies),
             bytes_down=message * len(sampled),
             dropped=dropped_json(dropped),
         )
@@ -100,13 +139,6 @@ class FedAvg(Method):
         return Fallback(
             self.genotype, model.theta[0], model.running[0], "fixed", recalibrated=False
         )
-
-    def _train(self, group: Sequence[int], index: int) -> tuple[Cohort, Tensor, Evaluation]:
-        """Local training of some clients from the global model: training losses, validation."""
-        cohort, where = self._start(group), f"round {index}"
-        losses = self._fit(cohort, self.round_lr(index), where)
-        store, size = self.federation.store, self.config.client.batch_size
-        return cohort, losses, evaluate(self.plan, cohort, store, "val", size, where)
 
     def _start(self, clients: Sequence[int]) -> Cohort:
         """Clients with what the server sends and what they have kept."""
@@ -122,9 +154,9 @@ class FedAvg(Method):
         epochs = self.config.client.epochs
         return train_locally(self.federation, self.plan, cohort, epochs, lr, where)
 
-    def _keep(self, cohorts: Sequence[Cohort]) -> None:
-        """Stores what stays on a round's clients."""
-        self.theta, self.running = self.local.keep(cohorts, self.theta, self.running)
+    def _kept(self, cohort: Cohort) -> dict[str, Tensor]:
+        """What a round's clients keep, by the name of the rows."""
+        return self.local.kept(cohort)
 
     def _tune(
         self,

@@ -53,16 +53,9 @@ class LocalParts:
         return self._rows.width
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the tensors that it adds to a method's state: none without local parts."""
-        return self._rows.names if self.numbers else ()
-
-    def state(self) -> dict[str, Tensor]:
-        return self._rows.state() if self.numbers else {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        if self.numbers:
-            self._rows.load_state(tensors)
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        """What it adds to a method's rows: none without local parts."""
+        return (self._rows,) if self.numbers else ()
 
     def cohort(self, splits: Sequence[ClientSplit], *shared: Tensor) -> Cohort:
         """Clients as they start: from the shared state, with the local parts of who trains."""
@@ -77,13 +70,13 @@ class LocalParts:
             tensor.view(len(tensor), -1)[at, columns] = part
         return cohort
 
-    def keep(self, cohorts: Sequence[Cohort], *shared: Tensor) -> tuple[Tensor, ...]:
-        """Takes the local parts of a round's clients; `shared` with the means in their place."""
-        if not self.numbers:
-            return shared
-        for cohort in cohorts:
-            self._rows.put(cohort.clients, self._cut(_tensors(cohort)))
-        mean = self._rows.mean(self._sizes)
+    def kept(self, cohort: Cohort) -> dict[str, Tensor]:
+        """What the clients of a cohort keep of it, by the name of `client_rows`: (G, L)."""
+        return {self._rows.name: self._cut(_tensors(cohort))} if self.numbers else {}
+
+    def with_means(self, *shared: Tensor) -> tuple[Tensor, ...]:
+        """`shared` with the means over the rows there are in place of the local parts."""
+        mean = self._rows.mean(self._sizes) if self.numbers else None
         if mean is None:
             return shared
         parts = torch.split(mean, [len(columns) for columns in self._columns])
@@ -100,6 +93,10 @@ class LocalParts:
         for tensor, columns in zip(result, self._columns, strict=True):
             tensor.view(len(tensor), -1)[:, columns] = 0
         return result
+
+    def hidden(self, *shared: Tensor) -> tuple[Tensor, ...]:
+        """What the server sends of `shared`, with zeros for the parts that stay."""
+        return tuple(row[0] for row in self.sent(*(tensor[None] for tensor in shared)))
 
     def masks(self, *shared: Tensor) -> tuple[Tensor, ...]:
         """Which numbers of `shared` stay on the clients: bool, of the same shapes, on the CPU."""

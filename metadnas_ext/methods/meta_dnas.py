@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,46 +14,39 @@ from metadnas_ext.federated.federation import Federation
 from metadnas_ext.meta import Adapted, Update, meta_learner, server_step
 from metadnas_ext.methods.base import Fallback, RoundFigures
 from metadnas_ext.methods.client_rows import ClientRows
-from metadnas_ext.methods.derived import (
-    Searched,
-    Trained,
-    client_result,
-    joiner,
+from metadnas_ext.methods.derived import Searched, Trained, client_result
+from metadnas_ext.methods.exchange import (
+    LARGEST,
+    METRICS,
+    Form,
+    Part,
+    Reply,
+    least_values,
     mean_over_clients,
-    round_accuracy,
+    metric,
+    replies_of,
+    stacked,
+    training_metrics,
+    weights,
 )
+from metadnas_ext.methods.rounds import Rounds
 from metadnas_ext.methods.searching import Adaptation, Searching
-from metadnas_ext.methods.subnetworks import (
-    Share,
-    mean_over_owners,
-    shared_numbers,
-    train_subnetworks,
-)
-from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
-from metadnas_ext.report.result import ClientResult
+from metadnas_ext.methods.subnetworks import average, shared_numbers, train_subnetworks
+from metadnas_ext.methods.survivors import dropped_json, lost_round
+from metadnas_ext.nn import NetworkPlan, derived_plan
+from metadnas_ext.report.result import BUDGET_TOLERANCE, ClientResult
 from metadnas_ext.search.cohort import Cohort
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
 from metadnas_ext.search.objective import entropy
 from metadnas_ext.search.relaxations import Relaxation, relaxation_of
-from metadnas_ext.search.training import Evaluation
 from metadnas_ext.space import Architecture, expected_cost, genotype_cost
 
-
-class Part(NamedTuple):
-    """A group's part of a round.
-
-    Adapted clients, training losses (G), what they send, validation figures, the Hessian's
-    eigenvalues (G) if the round has them.
-    """
-
-    cohort: Cohort
-    losses: Tensor
-    update: Update
-    val: Evaluation
-    sharpness: Tensor | None
+SEARCH_METRICS = dict.fromkeys(("expected_cost", "entropy", "skips"), (0.0, LARGEST))
+SHARPNESS = {"hessian_eigenvalue": (-LARGEST, LARGEST)}
+"""What replies of rounds with a search have beside METRICS."""
 
 
-class MetaDNAS(Searching):
+class MetaDNAS(Rounds, Searching):
     """Local bilevel search on the clients, a meta-learner on the server.
 
     By default FOMAML on α with the server's Adam, FedAvg on w; see `server.meta`, `server.meta_on`.
@@ -80,14 +74,9 @@ class MetaDNAS(Searching):
         """Whether clients settle on an architecture before the rounds are over."""
         return self.config.server.search_rounds is not None
 
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | (self._found.state() if self._settles else {})
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        own = self._found.names if self._settles else ()
-        if self._settles:
-            self._found.load_state(tensors)
-        super().load_state({name: t for name, t in tensors.items() if name not in own})
+    @property
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        return (*super().client_rows, *((self._found,) if self._settles else ()))
 
     def architecture(self, client: int) -> Architecture:
         """What a client trains in the rounds behind the search, within its budget.
@@ -111,17 +100,77 @@ class MetaDNAS(Searching):
         rounds = max(1, self.config.server.rounds)
         return relaxation_of(self.config.client, index / rounds, (index + 1) / rounds)
 
-    def round(self, index: int) -> RoundFigures:
+    def work(self, index: int, clients: Sequence[int]) -> Part:
         if index >= self.search_rounds:
-            return self._subnetwork_round(index)
-        sampled = self.federation.sample(index)
-        parts, dropped = without_diverged(
-            self.federation.cohorts(sampled), lambda group: self._take_part(group, index)
+            return self._train_subnetworks(index, clients)
+        return self._search(index, clients)
+
+    def form(self, index: int, client: int, architecture: Architecture | None) -> Form:
+        dtype = self.server.theta.dtype
+        if index >= self.search_rounds:
+            return Form(least_values(self._network_of(client, architecture), dtype), METRICS)
+        if architecture is not None:
+            raise ValueError("architecture is given, expected none: clients still search")
+        alpha = torch.full(self.server.alpha.shape, -math.inf, dtype=dtype)
+        tensors = least_values(self.plan, dtype)
+        metrics = METRICS | SEARCH_METRICS
+        if self._measures_sharpness(index):
+            metrics |= SHARPNESS
+        return Form(tensors | {"alpha": alpha}, metrics)
+
+    def _network_of(self, client: int, architecture: Architecture | None) -> NetworkPlan:
+        """ValueError if the client cannot train this architecture within its budget."""
+        if architecture is None:
+            raise ValueError("architecture is missing")
+        budget = float(self.federation.budgets[client])
+        cost = genotype_cost(self.federation.costs_of(client), architecture)
+        if cost > budget * (1 + BUDGET_TOLERANCE):
+            raise ValueError(f"architecture costs {cost:g}, expected at most the budget {budget:g}")
+        return derived_plan(self.federation.shape, architecture)
+
+    def step(self, index: int, replies: Sequence[Reply]) -> None:
+        if index >= self.search_rounds:
+            shared = (self.server.theta, self.server.running)
+            theta, running = average(self.plan, replies, *shared)
+            self.server = replace(self.server, theta=theta, running=running)
+            return
+        client, server = self.config.client, self.config.server
+        if (index + 1) * client.epochs <= client.alpha_warmup:
+            server = replace(server, alpha_lr=0.0)  # its Adam only looks on
+        update = Update(*(stacked(replies, name) for name in Update._fields))
+        relative = self.relaxation(index).relative
+        server_step(self.server, update, weights(replies), server, relative)
+
+    def collected(self) -> None:
+        theta, running, alpha = self.local.with_means(*self._shared())
+        self.server = replace(self.server, theta=theta, running=running, alpha=alpha)
+
+    def figures(
+        self,
+        index: int,
+        sampled: list[int],
+        replies: Sequence[Reply],
+        dropped: Mapping[int, str],
+    ) -> RoundFigures:
+        behind = index >= self.search_rounds
+        messages = (
+            self._messages(sampled, replies) if behind else dict.fromkeys(sampled, self._message)
         )
-        if not parts:
-            return lost_round(sampled, dropped, self._message * len(sampled))
-        self._step(index, parts)
-        return self._figures(index, sampled, parts, dropped)
+        down = sum(messages.values())
+        if not replies:
+            return lost_round(sampled, dropped, down)
+        images = metric(replies, "val_images")
+        return RoundFigures(
+            clients=sampled,
+            train_loss=mean_over_clients(replies, "train_loss", weights(replies)),
+            val_loss=mean_over_clients(replies, "val_loss", images),
+            val_accuracy=mean_over_clients(replies, "val_accuracy", images),
+            bytes_up=sum(messages[reply.client] for reply in replies),
+            bytes_down=down,
+            skips=float(skips(self.genotype(self.server.alpha))),
+            dropped=dropped_json(dropped),
+            **(self._network_figures(replies) if behind else self._search_figures(index, replies)),
+        )
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
         settled = [c for c in clients if self._settles and self._found.knows(c)]
@@ -173,13 +222,12 @@ class MetaDNAS(Searching):
         client = self.config.client
         return super().converged(history[client.alpha_warmup // client.epochs :])
 
-    def _take_part(self, group: list[int], index: int) -> Part:
-        """Some clients' part of a round; the state stays as it is."""
+    def _search(self, index: int, clients: Sequence[int]) -> Part:
         where, relaxation = f"round {index}", self.relaxation(index)
         epochs = self.config.client.epochs
         trajectory = self.learner.trajectory()
         cohort, losses = self.search(
-            group,
+            clients,
             epochs,
             f"round/{index}",
             where,
@@ -204,152 +252,93 @@ class MetaDNAS(Searching):
         )
         grad, val = self.learner(adapted)
         update = Update(*self.local.sent(*Update.of(cohort, grad)))
-        return Part(cohort, losses, update, val, self._hessian(cohort, index))
-
-    def _step(self, index: int, parts: Sequence[Part]) -> None:
-        """The server's step, and what stays on the clients."""
-        cohorts = [part.cohort for part in parts]
-        joined = joiner(cohorts)
-        client, server = self.config.client, self.config.server
-        sent = self._sent_alpha().clone()  # the step moves it
-        if (index + 1) * client.epochs <= client.alpha_warmup:
-            server = replace(server, alpha_lr=0.0)  # its Adam only looks on
-        server_step(
-            self.server,
-            Update(*_join(joined, [part.update for part in parts])),
-            joined([cohort.train_sizes for cohort in cohorts]),
-            server,
-            self.relaxation(index).relative,
-        )
-        self._keep(cohorts)
+        metrics = training_metrics(losses, val) | self._search_metrics(index, cohort)
+        kept = self.local.kept(cohort)
         if self._settles:
-            for cohort in cohorts:
-                assert cohort.alpha is not None
-                self._found.put(cohort.clients, (cohort.alpha - sent).flatten(1))
+            assert cohort.alpha is not None
+            kept[self._found.name] = (cohort.alpha - self._sent_alpha()).flatten(1)
+        return Part(cohort.clients, replies_of(cohort, update._asdict(), metrics), kept)
 
     def _sent_alpha(self) -> Tensor:
         """α that every client searches from; 0 where each keeps its own."""
         alpha = self.server.alpha
         return torch.zeros_like(alpha) if "alpha" in self.config.server.local else alpha
 
-    def _keep(self, cohorts: Sequence[Cohort]) -> None:
-        """Leaves on the clients what is theirs."""
-        theta, running, alpha = self.local.keep(cohorts, *self._shared())
-        self.server = replace(self.server, theta=theta, running=running, alpha=alpha)
-
-    def _subnetwork_round(self, index: int) -> RoundFigures:
-        """Each client trains its architecture; the server averages what several of them have."""
-        sampled = self.federation.sample(index)
-        genotypes = {client: self.architecture(client) for client in sampled}
-        parts, dropped = without_diverged(
-            self.federation.cohorts(sampled),
-            lambda group: train_subnetworks(
-                *(self.federation, self.plan, self._start(group), genotypes),
-                self.round_lr(index),
-                f"round {index}",
-            ),
-        )
-        stays = self.local.masks(self.server.theta, self.server.running)
-        messages = {
-            client: 4 * shared_numbers(self.plan, genotype, *stays)
-            for client, genotype in genotypes.items()
+    def _search_metrics(self, index: int, cohort: Cohort) -> dict[str, Tensor]:
+        """Of each client's α behind its search, (G)."""
+        assert cohort.alpha is not None
+        relaxation, alpha = self.relaxation(index), cohort.alpha
+        costs = self.federation.cohort_costs(cohort.clients)
+        genotypes = [self.genotype(a, c) for a, c in zip(alpha.cpu(), cohort.clients, strict=True)]
+        metrics = {
+            "expected_cost": expected_cost(costs, *relaxation.mixture(alpha).chances),
+            "entropy": entropy(relaxation.log_chances(alpha)),
+            "skips": torch.tensor([skips(genotype) for genotype in genotypes]),
         }
-        if not parts:
-            return lost_round(sampled, dropped, sum(messages.values()))
-        self._average(parts)
-        return self._subnetwork_figures(parts, genotypes, messages, dropped)
+        sharpness = self._hessian(cohort, index)
+        return metrics if sharpness is None else metrics | {"hessian_eigenvalue": sharpness}
 
-    def _average(self, parts: Sequence[Share]) -> None:
-        """Each number of θ over the clients whose networks have it."""
-        cohorts = [part.cohort for part in parts]
-        joined, server = joiner(cohorts), self.server
-        sizes = joined([cohort.train_sizes for cohort in cohorts])
-        theta = mean_over_owners(
-            joined([cohort.theta for cohort in cohorts]),
-            joined([part.theta for part in parts]),
-            sizes,
-            server.theta,
-        )
-        running = mean_over_owners(
-            joined([cohort.running for cohort in cohorts]),
-            joined([part.running for part in parts]),
-            sizes,
-            server.running,
-        )
-        self.server = replace(server, theta=theta, running=running)
-        self._keep(cohorts)
+    def _search_figures(self, index: int, replies: Sequence[Reply]) -> dict[str, Any]:
+        """What only rounds with a search have."""
+        relaxation, federation = self.relaxation(index), self.federation
+        cost = metric(replies, "expected_cost")
+        figures: dict[str, Any] = {
+            "alpha_entropy": float(entropy(relaxation.log_chances(self.server.alpha[None]))),
+            "expected_cost": None if federation.unit is None else float(cost.mean()),
+            "budget_use": float((cost / federation.budgets[[r.client for r in replies]]).mean()),
+            "client_entropy": float(metric(replies, "entropy").mean()),
+            "client_skips": mean(metric(replies, "skips").tolist()),
+        }
+        if "hessian_eigenvalue" in replies[0].metrics:
+            figures["hessian_eigenvalue"] = mean(metric(replies, "hessian_eigenvalue").tolist())
+        return figures
 
-    def _subnetwork_figures(
-        self,
-        parts: Sequence[Share],
-        genotypes: dict[int, Architecture],
-        messages: dict[int, int],
-        dropped: dict[int, str],
-    ) -> RoundFigures:
-        """Of the clients that are left; `messages`: bytes of each client's network."""
-        federation, cohorts = self.federation, [part.cohort for part in parts]
-        joined = joiner(cohorts)
-        sizes = joined([cohort.train_sizes for cohort in cohorts])
-        left = [client for client in genotypes if client not in dropped]
-        costs = [genotype_cost(federation.costs_of(c), genotypes[c]) for c in left]
-        budgets = federation.budgets[left].tolist()
-        val = Evaluation(*_join(joined, [part.val for part in parts]))
-        val_loss, val_accuracy = round_accuracy(val)
-        return RoundFigures(
-            clients=list(genotypes),
-            train_loss=mean_over_clients(joined([part.losses for part in parts]), sizes),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            bytes_up=sum(messages[client] for client in left),
-            bytes_down=sum(messages.values()),
-            expected_cost=None if federation.unit is None else _mean(costs),
-            budget_use=_mean([c / b for c, b in zip(costs, budgets, strict=True)]),
-            skips=float(_skips(self.genotype(self.server.alpha))),
-            client_skips=_mean([_skips(genotypes[client]) for client in left]),
-            dropped=dropped_json(dropped),
+    def _train_subnetworks(self, index: int, clients: Sequence[int]) -> Part:
+        """Each client trains its architecture."""
+        cohort = self._start(clients)
+        replies = train_subnetworks(
+            self.federation,
+            self.plan,
+            cohort,
+            {client: self.architecture(client) for client in clients},
+            self.local,
+            self.round_lr(index),
+            f"round {index}",
         )
+        return Part(cohort.clients, replies, self.local.kept(cohort))
+
+    def _network_figures(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """What only rounds behind the search have."""
+        federation, networks = self.federation, architectures(replies)
+        costs = [genotype_cost(federation.costs_of(c), g) for c, g in networks.items()]
+        budgets = federation.budgets[list(networks)].tolist()
+        return {
+            "expected_cost": None if federation.unit is None else mean(costs),
+            "budget_use": mean([c / b for c, b in zip(costs, budgets, strict=True)]),
+            "client_skips": mean([skips(genotype) for genotype in networks.values()]),
+        }
+
+    def _messages(self, sampled: Sequence[int], replies: Sequence[Reply]) -> dict[int, int]:
+        """Bytes of each client's network."""
+        stays = self.local.masks(self.server.theta, self.server.running)
+        networks = architectures(replies)
+        return {
+            c: 4 * shared_numbers(self.plan, networks.get(c) or self.architecture(c), *stays)
+            for c in sampled
+        }
 
     @property
     def _message(self) -> int:
         """Bytes that the server sends to a client, and a client to the server."""
         return 4 * (sum(tensor.numel() for tensor in self._shared()) - self.local.numbers)
 
-    def _figures(
-        self, index: int, sampled: list[int], parts: Sequence[Part], dropped: dict[int, str]
-    ) -> RoundFigures:
-        """Behind the server's step, of the clients that are left, in ascending order."""
-        federation, relaxation = self.federation, self.relaxation(index)
-        cohorts, losses, _, vals, sharpness = zip(*parts, strict=True)
-        joined = joiner(cohorts)
-        left = [client for client in sampled if client not in dropped]
-        sizes = joined([cohort.train_sizes for cohort in cohorts])
-        alpha = joined([cohort.alpha for cohort in cohorts])
-        chances = relaxation.mixture(alpha).chances
-        cost = expected_cost(federation.cohort_costs(left), *chances).cpu()
-        val_loss, val_accuracy = round_accuracy(Evaluation(*_join(joined, vals)))
-        return RoundFigures(
-            clients=sampled,
-            train_loss=mean_over_clients(joined(losses), sizes),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            bytes_up=self._message * len(left),
-            bytes_down=self._message * len(sampled),
-            alpha_entropy=float(entropy(relaxation.log_chances(self.server.alpha[None]))),
-            expected_cost=None if federation.unit is None else float(cost.mean()),
-            budget_use=float((cost / federation.budgets[left]).mean()),
-            skips=float(_skips(self.genotype(self.server.alpha))),
-            client_entropy=float(entropy(relaxation.log_chances(alpha)).double().mean()),
-            client_skips=_mean(
-                [_skips(self.genotype(a, c)) for a, c in zip(alpha.cpu(), left, strict=True)]
-            ),
-            hessian_eigenvalue=None if None in sharpness else _mean(joined(sharpness).tolist()),
-            dropped=dropped_json(dropped),
-        )
+    def _measures_sharpness(self, index: int) -> bool:
+        every = self.config.server.hessian_every
+        return every > 0 and (index + 1) % every == 0
 
     def _hessian(self, cohort: Cohort, index: int) -> Tensor | None:
         """∇²_α's largest eigenvalues (G) at the end of a search; None in rounds without them."""
-        every = self.config.server.hessian_every
-        if every == 0 or (index + 1) % every > 0:
+        if not self._measures_sharpness(index):
             return None
         return alpha_hessian_eigenvalue(
             self.plan,
@@ -362,16 +351,14 @@ class MetaDNAS(Searching):
         )
 
 
-def _join(
-    joined: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[tuple[Tensor, ...]]
-) -> list[Tensor]:
-    """Tuples of tensors, one of each cohort, as one of all clients."""
-    return [joined(tensors) for tensors in zip(*parts, strict=True)]
+def architectures(replies: Sequence[Reply]) -> dict[int, Architecture]:
+    """By client, of those that tell theirs."""
+    return {r.client: r.architecture for r in replies if r.architecture is not None}
 
 
-def _skips(genotype: Architecture) -> int:
+def skips(genotype: Architecture) -> int:
     return genotype.operations().count("skip_connect")
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.meta import LEARNED, ServerState
+from metadnas_ext.meta import LEARNED, ServerState, Update
 from metadnas_ext.methods.base import Fallback, Method
+from metadnas_ext.methods.client_rows import ClientRows
 from metadnas_ext.methods.curve import AdaptationCurve
 from metadnas_ext.methods.derived import Searched, Trained, finetune, inherited, local_batches
 from metadnas_ext.methods.local_parts import LocalParts
@@ -63,13 +64,22 @@ class Searching(Method):
         self.server = ServerState.start(theta, running, alpha, learned)
         self.local = LocalParts(federation, self.plan, self._shared(), self.config.server.local)
 
-    def state(self) -> dict[str, Tensor]:
-        return self.server.tensors() | self.local.state()
+    @property
+    def client_rows(self) -> tuple[ClientRows, ...]:
+        return self.local.client_rows
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        own = self.local.names
-        self.server = ServerState.of({name: t for name, t in tensors.items() if name not in own})
-        self.local.load_state(tensors)
+    def server_state(self) -> dict[str, Tensor]:
+        return self.server.tensors()
+
+    def load_server_state(self, tensors: dict[str, Tensor]) -> None:
+        self.server = ServerState.of(tensors)
+
+    def shared(self, final: bool) -> dict[str, Tensor]:
+        sent = self._shared()
+        return dict(zip(Update._fields, sent if final else self.local.hidden(*sent), strict=True))
+
+    def receive(self, tensors: dict[str, Tensor]) -> None:
+        self.server = replace(self.server, **Update(**tensors)._asdict())
 
     def shared_genotype(self) -> Architecture | None:
         return self.genotype(self.server.alpha)

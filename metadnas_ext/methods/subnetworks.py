@@ -8,33 +8,21 @@ et al., "HeteroFL" (ICLR 2021).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.derived import train_locally
+from metadnas_ext.methods.exchange import Reply, replies_of, training_metrics, weights
+from metadnas_ext.methods.local_parts import LocalParts
 from metadnas_ext.nn import NetworkPlan, derived_plan, inherit_indices
 from metadnas_ext.placement import index_on, to_device
 from metadnas_ext.search.cohort import Cohort
-from metadnas_ext.search.training import Evaluation, evaluate
+from metadnas_ext.search.training import evaluate
 from metadnas_ext.space import Architecture
-
-
-class Share(NamedTuple):
-    """A group's part of such a round.
-
-    cohort: the clients' supernets, in which their sub-networks have moved; theta, running: bool
-    (G, P) and (G, R), which numbers those are; training losses (G) on the CPU; validation figures.
-    """
-
-    cohort: Cohort
-    theta: Tensor
-    running: Tensor
-    losses: Tensor
-    val: Evaluation
 
 
 def train_subnetworks(
@@ -42,18 +30,18 @@ def train_subnetworks(
     supernet: NetworkPlan,
     cohort: Cohort,
     genotypes: Mapping[int, Architecture],
+    local: LocalParts,
     lr: float,
     where: str,
-) -> Share:
+) -> list[Reply]:
     """A round's training of each client's architecture, in place in its row of the supernet.
 
-    Clients with the same architecture train together.
+    Clients with the same architecture train together. A reply holds the numbers of its client's
+    network, theta (p) and running (r), with zeros for the parts that stay on the client.
     """
     config, store = federation.config.client, federation.store
-    losses = torch.zeros(len(cohort.splits), dtype=torch.float64)
-    figures = [torch.zeros_like(losses) for _ in Evaluation._fields]
-    theta = torch.zeros_like(cohort.theta, dtype=torch.bool)
-    running = torch.zeros_like(cohort.running, dtype=torch.bool)
+    stays = local.masks(cohort.theta[0], cohort.running[0])
+    replies = []
     for genotype in sorted({genotypes[client] for client in cohort.clients}, key=str):
         rows = [row for row, c in enumerate(cohort.clients) if genotypes[c] == genotype]
         plan = derived_plan(federation.shape, genotype)
@@ -66,13 +54,41 @@ def train_subnetworks(
             cohort.theta[at, columns],
             cohort.running[at, statistics],
         )
-        losses[rows] = train_locally(federation, plan, own, config.epochs, lr, where)
+        losses = train_locally(federation, plan, own, config.epochs, lr, where)
         val = evaluate(plan, own, store, "val", config.batch_size, where)
-        for figure, values in zip(figures, val, strict=True):
-            figure[rows] = values
-        cohort.theta[at, columns], theta[at, columns] = own.theta, True
-        cohort.running[at, statistics], running[at, statistics] = own.running, True
-    return Share(cohort, theta, running, losses, Evaluation(*figures))
+        cohort.theta[at, columns], cohort.running[at, statistics] = own.theta, own.running
+        hidden = [to_device(m[i], device) for m, i in zip(stays, indices, strict=True)]
+        sent = {
+            "theta": own.theta.masked_fill(hidden[0], 0),
+            "running": own.running.masked_fill(hidden[1], 0),
+        }
+        found = replies_of(own, sent, training_metrics(losses, val))
+        replies += [replace(reply, architecture=genotype) for reply in found]
+    return replies
+
+
+def average(
+    supernet: NetworkPlan, replies: Sequence[Reply], theta: Tensor, running: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The server's theta (P) and running (R) behind such a round: each number over its owners."""
+    rows = [tensor.new_zeros(len(replies), len(tensor)) for tensor in (theta, running)]
+    owned = [torch.zeros_like(row, dtype=torch.bool) for row in rows]
+    indices: dict[Architecture, tuple[Tensor, ...]] = {}
+    for client, reply in enumerate(replies):
+        genotype = reply.architecture
+        assert genotype is not None
+        if genotype not in indices:
+            plan = derived_plan(supernet.shape, genotype)
+            found = inherit_indices(supernet, plan, genotype)
+            indices[genotype] = tuple(to_device(index, theta.device) for index in found)
+        sent = (reply.tensors["theta"], reply.tensors["running"])
+        for row, own, index, numbers in zip(rows, owned, indices[genotype], sent, strict=True):
+            row[client, index], own[client, index] = numbers, True
+    sizes = weights(replies)
+    return (
+        mean_over_owners(rows[0], owned[0], sizes, theta),
+        mean_over_owners(rows[1], owned[1], sizes, running),
+    )
 
 
 def shared_numbers(

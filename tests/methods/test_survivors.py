@@ -327,7 +327,7 @@ def test_all_clients_that_diverge_at_once_are_named() -> None:
 
     def run(group: list[int]) -> None:
         calls.append(group)
-        FedAvg(federation)._train(group, 0)
+        FedAvg(federation).work(0, group)
 
     _, together = without_diverged([list(federation.seen)], run)
     assert len(calls) < len(federation.seen)

@@ -1,0 +1,3 @@
+import pytest
+
+pytest.importorskip("flwr", reason="flwr is not installed (extra flower)")

@@ -1,0 +1,61 @@
+"""Settings as Flower's run configuration, and the app folder."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metadnas_ext.errors import ConfigError, RunError
+from metadnas_ext.flower.scaffold import write_app
+from metadnas_ext.flower.settings import FlowerSettings, from_run_config, to_run_config
+
+from ..federated._tiny import tiny_config
+
+
+def test_settings_and_configuration_come_back() -> None:
+    config = tiny_config(
+        server__local="head,bn", budget__levels=(0.4, 0.7), data__data_dir='/a "b"', client__lr=1e-5
+    )
+    settings = FlowerSettings(Path("/runs/x"), ("fedavg", "meta_dnas"), 3, 1.5, 20, 30)
+    found = from_run_config(to_run_config(settings, config))
+    assert found == (settings, config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "flower.out is missing"),
+        ({"flower.out": "x", "flower.speed": 1}, "unknown flower.speed"),
+        ({"flower.out": "x", "flower.methods": "magic"}, "flower.methods is 'magic'"),
+        ({"flower.out": "x", "flower.nodes": 0}, "flower.nodes is 0"),
+        ({"flower.out": "x", "server.round": 3}, "did you mean server.rounds"),
+    ],
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_run_config(values)
+
+
+def test_an_app_folder_is_what_flower_expects(tmp_path: Path) -> None:
+    from flwr.cli.build import build_fab_from_disk
+    from flwr.common.config import flatten_dict, get_project_config
+
+    config, settings = tiny_config(data__data_dir='a "b" \\ c'), FlowerSettings(tmp_path / "out")
+    write_app(tmp_path / "app", settings, config)
+    write_app(tmp_path / "app", settings, config)  # again is fine
+    project = get_project_config(tmp_path / "app")
+    assert project == tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())
+    assert project["project"]["dependencies"] == []
+    found = flatten_dict(project["tool"]["flwr"]["app"]["config"])
+    assert from_run_config(found) == (settings, config)
+    assert build_fab_from_disk(tmp_path / "app")
+    compile((tmp_path / "app" / "app.py").read_text(), "app.py", "exec")
+
+
+def test_another_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is no app folder"):
+        write_app(tmp_path, FlowerSettings(tmp_path / "out"), tiny_config())
