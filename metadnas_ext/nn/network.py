@@ -97,7 +97,7 @@ class _Network(nn.Module):
     def _check_own_classifier(self) -> None:
         shape = self.plan.head_shapes["classifier.weight"]
         head = self.classifier
-        if not isinstance(head, nn.Linear) or head.weight.shape[-2:] != shape:
+        if not isinstance(head, nn.Linear) or head.weight.shape[-2:] != shape or head.bias is None:
             raise ValueError(
                 f"the classifier was replaced by {head}, expected a linear layer with a "
                 f"weight of {shape}"
