@@ -1,10 +1,11 @@
-"""What the examples share: a federation of three clients, a supernet, and a client's part of a round.
+"""What the examples share: a federation of three clients, a supernet, a client's part of a round.
 
 Nothing in here belongs to a host codebase: each script keeps its host's classes and its loop.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 
@@ -75,10 +76,17 @@ def search(model: nn.Module, data: ClientData, budget: Budget, epochs: int = 1) 
         local.epoch(batches(data.train), batches(data.held_out))
 
 
-def own_network(model: nn.Module, data: ClientData, budget: Budget) -> DerivedNet:
-    """Behind the rounds: one more search, then the client's network within its budget, trained."""
+def own_network(
+    model: nn.Module, data: ClientData, budget: Budget, head: nn.Module | None = None
+) -> DerivedNet:
+    """Behind the rounds: one more search, then the client's network within its budget, trained.
+
+    `head`: the classifier, where the model keeps it outside the supernet.
+    """
     search(model, data, budget)
     net = derive(model, budget)
+    if head is not None:
+        net.fc = copy.deepcopy(head)
     everything = batches(ConcatDataset([data.train, data.held_out]))
     recalibrate(net, everything)
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
@@ -92,25 +100,25 @@ def alphas(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([t.flatten() for name, t in state.items() if "alphas_" in name])
 
 
-def report(host: str, moved: Tensor, networks: list[DerivedNet], clients: list[ClientData]) -> None:
-    """Prints one line of JSON; `moved` is α behind the rounds minus α before them."""
-    budgets = make_budgets(make_supernet())
-    reached = [
-        accuracy(net, batches(data.test, shuffle=False))
-        for net, data in zip(networks, clients, strict=True)
-    ]
-    spent = [
-        genotype_cost(budget.costs, net.genotype) / budget.limit
-        for net, budget in zip(networks, budgets, strict=True)
-    ]
+def judge(net: DerivedNet, data: ClientData, budget: Budget) -> dict[str, float]:
+    """Test accuracy of a client's network, and its cost as a share of the client's budget."""
+    return {
+        "accuracy": accuracy(net, batches(data.test, shuffle=False)),
+        "share": genotype_cost(budget.costs, net.genotype) / budget.limit,
+    }
+
+
+def report(host: str, after: dict[str, Tensor], judged: list[dict[str, float]]) -> None:
+    """Prints one line of JSON; `after` is the state that holds α behind the rounds."""
+    moved = alphas(after) - alphas(make_supernet().state_dict())
     figures = {
         "host": host,
-        "accuracy": round(sum(reached) / len(reached), 3),
+        "accuracy": round(sum(own["accuracy"] for own in judged) / len(judged), 3),
         "chance": round(1 / CLASSES, 3),
         "alpha_moved": round(float(moved.abs().max()), 4),
-        "largest_share_of_a_budget": round(max(spent), 3),
+        "largest_share_of_a_budget": round(max(own["share"] for own in judged), 3),
     }
-    print(json.dumps(figures))
+    print(json.dumps(figures), flush=True)
 
 
 def _stripes(counts: list[int], seed: int) -> TensorDataset:

@@ -120,10 +120,13 @@ def main(num_clients: int = 2, num_new_clients: int = 1) -> None:
     MetaDNAS = pfllib.server_class(Server, pfllib.client_class(Client, settings))
     server = MetaDNAS(args, 0)
     server.train()
-    moved = federation.alphas(server.global_model.state_dict())
-    moved -= federation.alphas(model.state_dict())
-    networks = [client.model for client in [*server.clients, *server.new_clients]]
-    federation.report("PFLlib", moved, networks, federation.make_clients())
+    judged = [
+        federation.judge(client.model, data, client.budget)
+        for client, data in zip(
+            [*server.clients, *server.new_clients], federation.make_clients(), strict=True
+        )
+    ]
+    federation.report("PFLlib", server.global_model.state_dict(), judged)
 
 
 if __name__ == "__main__":
