@@ -27,6 +27,14 @@ from metadnas_ext.space import genotype_cost
 
 CLASSES = 3
 ROUNDS = 3
+SUPERNET = {
+    "C": 4,
+    "num_classes": CLASSES,
+    "layers": 3,
+    "nodes": 2,
+    "image_size": 8,
+    "image_channels": 1,
+}
 LEVELS = (0.35, 0.6, 0.9)
 """Each client's budget, as a share of the dearest network."""
 
@@ -57,7 +65,7 @@ def make_clients() -> list[ClientData]:
 def make_supernet() -> Supernet:
     """The same on the server and on every client."""
     torch.manual_seed(0)
-    return Supernet(4, CLASSES, layers=3, nodes=2, image_size=8, image_channels=1)
+    return Supernet(**SUPERNET)
 
 
 def make_budgets(supernet: Supernet) -> list[Budget]:

@@ -21,20 +21,17 @@ except ImportError:
 
 
 def main() -> None:
-    model, sites = federation.make_supernet(), len(federation.LEVELS)
+    sites = len(federation.LEVELS)
     if FedAvgRecipe is None:
-        params = {name: t.numpy() for name, t in model.state_dict().items()}
+        start = federation.make_supernet().state_dict()
+        params = {name: t.numpy() for name, t in start.items()}
         simulate(nvflare_client.main, params, AveragingAggregator(), sites, federation.ROUNDS)
         return
-    start = {name: getattr(model.shape, name) for name in ("layers", "nodes")}
     recipe = FedAvgRecipe(
         name="meta-dnas",
         min_clients=sites,
         num_rounds=federation.ROUNDS,
-        model={
-            "class_path": "metadnas_ext.nn.Supernet",
-            "args": {**start, "C": 4, "num_classes": 3, "image_size": 8, "image_channels": 1},
-        },
+        model={"class_path": "metadnas_ext.nn.Supernet", "args": federation.SUPERNET},
         aggregator=AveragingAggregator(),
         train_script=str(Path(nvflare_client.__file__)),
     )
