@@ -53,6 +53,14 @@ def gather(module: nn.Module, layout: FlatLayout, clients: int | None) -> Tensor
     return flat if clients is not None else flat[None]
 
 
+@torch.no_grad()
+def scatter(module: nn.Module, layout: FlatLayout, rows: Tensor) -> None:
+    """The inverse of `gather`: copies rows (G, P) into the tensors that `layout` names."""
+    for name, view in layout.views(rows).items():
+        target = _find(module, name)
+        target.copy_(view.view(target.shape))
+
+
 def flatten(layout: FlatLayout, clients: int | None, tensors: Sequence[Tensor]) -> Tensor:
     """`tensors`, in the order of `layout`, as one: (P), or with `clients` (G, P)."""
     return cast(Tensor, _Flatten.apply(layout, clients, *tensors))  # type: ignore[no-untyped-call]

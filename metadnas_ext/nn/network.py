@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn.architectures import derived_plan, inherit_indices, supernet_plan
+from metadnas_ext.nn.classifier import ClientLinear, linear_of
 from metadnas_ext.nn.functional import MOMENTUM, check_images
-from metadnas_ext.nn.named import gather, register_parameters, register_running, update_running
+from metadnas_ext.nn.named import (
+    gather,
+    register_parameters,
+    register_running,
+    scatter,
+    update_running,
+)
 from metadnas_ext.nn.plan import NetworkPlan
 from metadnas_ext.nn.stages import Weights
 from metadnas_ext.ops.mixed_op import check_keep
@@ -27,7 +37,13 @@ from metadnas_ext.space.primitives import PRIMITIVES
 
 
 class _Network(nn.Module):
-    """Parameters and running statistics of a plan, as modules see them."""
+    """Parameters and running statistics of a plan, as modules see them.
+
+    `fc` is another name of `classifier`, the head as personalised federated learning calls it. It
+    may be replaced by any module on features (N, C); state dicts know it as `classifier` alone.
+    """
+
+    classifier: nn.Module
 
     def __init__(self, plan: NetworkPlan, clients: int | None, keep: str) -> None:
         super().__init__()
@@ -41,9 +57,23 @@ class _Network(nn.Module):
         single = clients is None
         register_parameters(self, plan.parameters, row[0] if single else row)
         register_running(self, plan.running, running[0] if single else running)
+        head = plan.head_shapes  # a container so far: a module that can be called takes its place
+        self.classifier = linear_of(*(self.get_parameter(name).detach() for name in head))
+
+    @property
+    def fc(self) -> nn.Module:
+        return self.classifier
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Not a property's setter: modules are registered before one would be asked.
+        super().__setattr__("classifier" if name == "fc" else name, value)
 
     def flat(self) -> Tensor:
-        """All parameters but α as one tensor (G, P), differentiable; G = 1 without client axis."""
+        """All parameters but α as one tensor (G, P), differentiable; G = 1 without client axis.
+
+        Raises ValueError if the classifier was replaced by one of other parameters.
+        """
+        self._check_own_classifier()
         return gather(self, self.plan.parameters, self.clients)
 
     def flat_running(self) -> Tensor:
@@ -55,12 +85,23 @@ class _Network(nn.Module):
         check_images(x, self.shape.image_channels, self.clients)
         x = (x[None] if single else x).permute(0, 1, 3, 4, 2).contiguous()  # (G, N, H, W, C)
         running = None if self.training else self.flat_running()
-        out = self.plan(self.flat(), weights, x, running=running, keep=self.keep)
+        body = gather(self, self.plan.body, self.clients)
+        out = self.plan.features(body, weights, x, running=running, keep=self.keep)
         if self.training:
             counts = torch.full((x.shape[0],), x.shape[1], device=x.device)
             stats = self.plan.unbiased(out.stats, counts, size=(x.shape[2], x.shape[3]))
             update_running(self, self.plan.running, stats, MOMENTUM, self.clients)
-        return out.logits[0] if single else out.logits
+        logits: Tensor = self.classifier(out.features[0] if single else out.features)
+        return logits
+
+    def _check_own_classifier(self) -> None:
+        shape = self.plan.head_shapes["classifier.weight"]
+        head = self.classifier
+        if not isinstance(head, nn.Linear) or head.weight.shape[-2:] != shape or head.bias is None:
+            raise ValueError(
+                f"the classifier was replaced by {head}, expected a linear layer with a "
+                f"weight of {shape}"
+            )
 
 
 class _Supernet(_Network):
@@ -129,14 +170,19 @@ class _Supernet(_Network):
         return discretize(own(self._alphas), costs, budget, beta=own(self._betas) or None)
 
     def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
-        """The discrete network of `genotype` with (one client's) weights and statistics."""
+        """The discrete network of `genotype`: (one client's) weights, statistics and classifier."""
         alpha = self.arch_parameters()[0]
         net = DerivedNet(self.shape, genotype).to(alpha.device, alpha.dtype)
-        indices = inherit_indices(self.plan, net.plan, genotype)
-        with torch.no_grad():
-            theta, running = self.flat()[client], self.flat_running()[client]
-            index, running_index = (to_device(i, theta.device) for i in indices)
-            net.load_flat(theta[index][None], running[running_index][None])
+        index, running_index = (
+            to_device(i, alpha.device) for i in inherit_indices(self.plan, net.plan, genotype)
+        )
+        body = gather(self, self.plan.body, self.clients)[client]
+        scatter(net, net.plan.body, body[index[: net.plan.body.size]][None])
+        scatter(net, net.plan.running, self.flat_running()[client, running_index][None])
+        head = self.classifier
+        net.classifier = (
+            head.client(client) if isinstance(head, ClientLinear) else copy.deepcopy(head)
+        )
         return net
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
@@ -252,12 +298,11 @@ class DerivedNet(_Network):
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, None)
 
-    @torch.no_grad()
     def load_flat(self, theta: Tensor, running: Tensor) -> None:
-        """Takes parameters (G, P) and running statistics (G, R) from flat tensors."""
-        for source, layout, targets in (
-            (theta, self.plan.parameters, dict(self.named_parameters())),
-            (running, self.plan.running, dict(self.named_buffers())),
-        ):
-            for name, view in layout.views(source).items():
-                targets[name].copy_(view.view(targets[name].shape))
+        """Takes parameters (G, P) and running statistics (G, R) from flat tensors.
+
+        Raises ValueError as `flat`.
+        """
+        self._check_own_classifier()
+        scatter(self, self.plan.parameters, theta)
+        scatter(self, self.plan.running, running)

@@ -31,6 +31,13 @@ class Output(NamedTuple):
     stats: Tensor
 
 
+class Features(NamedTuple):
+    """What the classifier reads, (G, N, C), and the statistics as in `Output`."""
+
+    features: Tensor
+    stats: Tensor
+
+
 class NetworkPlan:
     """Blocks, layouts and the forward pass of one network: stem, stages, classifier."""
 
@@ -51,9 +58,9 @@ class NetworkPlan:
         }
         self.blocks = tuple(self._iter_blocks())
         block_shapes = [parameter_shapes(block.parts) for block in self.blocks]
-        self.parameters = FlatLayout(
-            item for shapes in (*block_shapes, self.head_shapes) for item in shapes.items()
-        )
+        body = [item for shapes in block_shapes for item in shapes.items()]
+        self.parameters = FlatLayout([*body, *self.head_shapes.items()])
+        self.body = FlatLayout(body)  # the first columns of `parameters`: all but the classifier
         self.running = FlatLayout(
             (f"{norm.name}.{what}", (norm.channels,))
             for block in self.blocks
@@ -88,6 +95,33 @@ class NetworkPlan:
             keep: what stays in memory for the backward pass; see `ops.mixed_op`.
         """
         *parameters, head = self.split_parameters(theta)
+        features, stats = self._features(parameters, weights, x, running, counts, keep)
+        views = FlatLayout(self.head_shapes.items()).views(head)
+        logits = fn.linear(features, views["classifier.weight"], views["classifier.bias"], counts)
+        return Output(logits, stats)
+
+    def features(
+        self,
+        body: Tensor,
+        weights: Weights | None,
+        x: Tensor,
+        *,
+        running: Tensor | None = None,
+        keep: str = "all",
+    ) -> Features:
+        """Runs all but the classifier: `body` (G, B) in the layout of that name, rest as above."""
+        parameters = torch.split(body, self._sizes[:-1], dim=1)
+        return self._features(parameters, weights, x, running, None, keep)
+
+    def _features(
+        self,
+        parameters: Sequence[Tensor],
+        weights: Weights | None,
+        x: Tensor,
+        running: Tensor | None,
+        counts: Tensor | None,
+        keep: str,
+    ) -> Features:
         statistics: Sequence[Tensor | None] = [None] * len(self.blocks)
         if running is not None:
             statistics = self.split_running(running)
@@ -96,10 +130,7 @@ class NetworkPlan:
         before_last = last = self._stem(call, x)
         for stage in self.stages:
             before_last, last = last, stage(call, before_last, last)
-        features = last.mean((2, 3))  # (G, N, C)
-        views = FlatLayout(self.head_shapes.items()).views(head)
-        logits = fn.linear(features, views["classifier.weight"], views["classifier.bias"], counts)
-        return Output(logits, call.statistics())
+        return Features(last.mean((2, 3)), call.statistics())  # (G, N, H, W, C) -> (G, N, C)
 
     def initial(self, clients: int, generator: torch.Generator | None = None) -> Tensor:
         """Fresh parameters (G, P) on the CPU, the same for every client, by PyTorch's defaults.
