@@ -63,10 +63,12 @@ def test_a_round_averages_everything_and_sends_it(shape: ModuleType, how: str) -
     one = after_a_round(shape, how)
     before = copy.deepcopy(one.global_model.state_dict())
     states = [copy.deepcopy(client.model.state_dict()) for client in one.clients]
+    order = [one.clients.index(client) for client in one.selected_clients]
+    one.uploaded_weights = weights = [0.2, 0.8]
     one.aggregate_parameters()
     after = one.global_model.state_dict()
-    weights = [client.train_samples for client in one.clients]
-    expected = aggregate(states, weights if how == "mean" else None, how)
+    sent = [states[index] for index in order]
+    expected = aggregate(sent, weights if how == "mean" else None, how)
     for name, tensor in after.items():
         torch.testing.assert_close(tensor, expected[name])
         assert tensor.dtype == before[name].dtype
