@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("flwr", reason="flwr is not installed (extra flower)")
+
 from metadnas_ext.errors import ConfigError, RunError
 from metadnas_ext.flower.scaffold import write_app
 from metadnas_ext.flower.settings import FlowerSettings, from_run_config, to_run_config

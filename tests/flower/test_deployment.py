@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("flwr", reason="flwr is not installed (extra flower)")
+
 from metadnas_ext.config import Config
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.flower.scaffold import write_app
@@ -100,9 +102,9 @@ def test_only_nodes_with_a_known_key_take_part(in_process: Path, tmp_path: Path)
         make_key(keys / "rogue")
         key = "--auth-supernode-private-key={}".format
         flower.start_node(1, key(keys / "rogue"), name="rogue")
-        wait_to_end(flower, "rogue")
+        wait_to_end(flower, "rogue", "Failed to activate SuperNode")
         flower.start_node(1, name="keyless")
-        wait_to_end(flower, "keyless")
+        wait_to_end(flower, "keyless", "All SuperNodes must be registered")
         flower.start_node(1, name="plain", secure=False)
         flower.start_node(0, key(keys / "node0"))
         flower.submit(app)
@@ -110,13 +112,15 @@ def test_only_nodes_with_a_known_key_take_part(in_process: Path, tmp_path: Path)
         assert rounds_done(out) == 0
         flower.start_node(1, key(keys / "node1"))
         flower.wait_for_results(out, 8 * PHASE)
+        assert "Receiving" not in flower.log("plain")
         listed = flower.flwr("supernode", "list", "lo", "--format", "json")
     assert listed.count('"node-id"') == 2, listed
     assert_same_run(out, in_process)
 
 
-def wait_to_end(flower: Deployment, name: str) -> None:
-    """A SuperNode that is not let in gives up by itself."""
+def wait_to_end(flower: Deployment, name: str, reason: str) -> None:
+    """A SuperNode that is not let in says so and gives up."""
     process: subprocess.Popen[bytes] = flower.processes[name]
     flower.wait_for(lambda: process.poll() is not None, PHASE, f"end of {name}")
-    assert process.returncode != 0, flower.log(name)
+    assert process.returncode != 0
+    assert reason in flower.log(name)

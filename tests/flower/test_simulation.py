@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("flwr", reason="flwr is not installed (extra flower)")
+
 from metadnas_ext.errors import DeadlineError
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.flower.settings import FlowerSettings
@@ -13,8 +15,6 @@ from metadnas_ext.flower.simulation import simulate
 
 from ..federated._tiny import run_in, tiny_config
 from ._same import assert_same_run
-
-pytest.importorskip("ray", reason="ray is not installed (extra flower)")
 
 
 def test_a_simulated_run_is_that_of_one_process(tmp_path: Path) -> None:

@@ -1,3 +1,0 @@
-import pytest
-
-pytest.importorskip("flwr", reason="flwr is not installed (extra flower)")
