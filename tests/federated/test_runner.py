@@ -20,6 +20,7 @@ import torch
 from metadnas_ext import load_client
 from metadnas_ext.errors import DivergenceError, RunError
 from metadnas_ext.federated import checkpoint, runner
+from metadnas_ext.federated.engine import save_models
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.federated.runner import (
     Runner,
@@ -360,12 +361,12 @@ def test_no_network_is_kept_of_a_client_that_has_none(
     federation: Federation, tmp_path: Path
 ) -> None:
     """Not even the shared model can be judged: results without an accuracy, no file, no error."""
-    run = run_in(tmp_path / "run", federation, ["fedavg"])
+    run_in(tmp_path / "run", federation, ["fedavg"])
     shutil.rmtree(tmp_path / "run" / "models")
     method = FedAvg(federation)
     method.load_state({name: tensor * float("nan") for name, tensor in method.state().items()})
     results = personalised(method, range(4))
-    run._keep_models(method, results)
+    save_models(tmp_path / "run", federation, "fedavg", results)
     assert not (tmp_path / "run" / "models").exists()
     with pytest.raises(RunError, match="keeps no networks"):
         load_client(tmp_path / "run", 2, "fedavg")

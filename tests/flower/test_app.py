@@ -10,11 +10,14 @@ import pytest
 
 pytest.importorskip("flwr", reason="flwr is not installed (extra flower)")
 
+from typer.testing import CliRunner, Result
+
+from metadnas_ext.cli import app
 from metadnas_ext.errors import ConfigError, RunError
 from metadnas_ext.flower.scaffold import write_app
 from metadnas_ext.flower.settings import FlowerSettings, from_run_config, to_run_config
 
-from ..federated._tiny import tiny_config
+from ..federated._tiny import TINY, tiny_config
 
 
 def test_settings_and_configuration_come_back() -> None:
@@ -61,3 +64,33 @@ def test_another_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="is no app folder"):
         write_app(tmp_path, FlowerSettings(tmp_path / "out"), tiny_config())
+
+
+def metadnas(*arguments: str) -> Result:
+    small = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    return CliRunner().invoke(app, ["flower", *small, *arguments])
+
+
+def test_the_command_writes_an_app(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = metadnas("--out", str(out), "--no-simulate", "--methods", "fedavg, meta_dnas")
+    assert done.exit_code == 0, done.output
+    project = tomllib.loads((tmp_path / "run-app" / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"]["flower"]["methods"] == "fedavg,meta_dnas"
+    assert project["tool"]["flwr"]["app"]["config"]["run"]["threads"] >= 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "magic"], "unknown method 'magic'"),
+        (["--nodes", "5"], "flower.nodes is 5, expected at most the 4 clients"),
+        (["--nodes", "0"], "flower.nodes is 0, expected more than 0"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = metadnas("--out", str(tmp_path / "run"), *arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
