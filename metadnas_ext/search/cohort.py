@@ -33,11 +33,6 @@ class Cohort:
     def clients(self) -> list[int]:
         return [split.client for split in self.splits]
 
-    @property
-    def train_sizes(self) -> Tensor:
-        """Training images of each client, float64 (G) on the CPU: weights of an average."""
-        return torch.tensor([len(s.train) for s in self.splits], dtype=torch.float64)
-
 
 class Batch(NamedTuple):
     """x (k, N, H, W, C), labels (k, N); sizes (k): images that count, and the same as `numbers`."""
