@@ -14,8 +14,16 @@ from typer.testing import CliRunner, Result
 from metadnas_ext.cli import app
 from metadnas_ext.nn import derived_plan
 from metadnas_ext.profiling import measure
-from metadnas_ext.search import max_cost_genotype
-from metadnas_ext.space import DeviceProfile, NetworkShape, Part, cheapest_cost, dearest_cost
+from metadnas_ext.search import discretize, max_cost_genotype
+from metadnas_ext.space import (
+    DeviceProfile,
+    NetworkShape,
+    Part,
+    cheapest_cost,
+    cost_table,
+    dearest_cost,
+    genotype_cost,
+)
 from metadnas_ext.space.latency import all_parts, rest_part
 
 from .federated._tiny import TINY
@@ -64,26 +72,24 @@ def test_larger_batches_take_longer(wide: DeviceProfile) -> None:
 def test_dear_networks_are_slower_than_cheap_ones(wide: DeviceProfile) -> None:
     """The ends of the space in the order predicted, by the quickest run of each: the middle, and
     medians, are for a quiet machine."""
-    ends = [
-        measure.spread_genotypes(wide, 2)[0],
-        max_cost_genotype(wide.cost_table(WIDE), math.inf),
-    ]
+    table = wide.cost_table(WIDE)
+    alike = tuple(torch.zeros(table.cells.shape))
+    ends = [discretize(alike, table, cheapest_cost(table)), max_cost_genotype(table, math.inf)]
     predicted = measure.predicted_ms(wide, ends)
-    assert predicted[0] == pytest.approx(cheapest_cost(wide.cost_table(WIDE)))
+    assert predicted[0] == pytest.approx(cheapest_cost(table))
     assert predicted[1] > 1.2 * predicted[0]
     steps = {g: measure._network_step(derived_plan(WIDE, g), BATCH) for g in ends}
     cheap, dear = measure.samples(steps, 30, lambda *_: None).values()
     assert min(dear) > 1.1 * min(cheap)
 
 
-def test_check_compares_with_whole_networks(
-    wide: DeviceProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_compares_with_whole_networks(wide: DeviceProfile) -> None:
     """Its figures by their definitions, on times that are known."""
-    predicted = measure.predicted_ms(wide, measure.spread_genotypes(wide, 4, 1))
+    genotypes = measure.spread_genotypes(WIDE, 4, 1)
+    predicted = measure.predicted_ms(wide, genotypes)
+    assert len(set(predicted)) == 4
     factors = np.array([2.0, 2.0, 2.0, 3.0])
-    monkeypatch.setattr(measure, "network_ms", lambda *_: list(predicted * factors))
-    check = measure.checked(wide, 4).check
+    check = measure.checked(wide, genotypes, list(predicted * factors)).check
     assert check is not None
     assert check["networks"] == 4
     assert check["ratio"] == pytest.approx(2)
@@ -91,7 +97,19 @@ def test_check_compares_with_whole_networks(
     centred = [values - values.mean() for values in (predicted, predicted * factors)]
     expected = (centred[0] * centred[1]).sum() / np.sqrt([(c**2).sum() for c in centred]).prod()
     assert check["correlation"] == pytest.approx(expected)
-    assert measure.checked(wide, 1).check["correlation"] is None  # type: ignore[index]
+    assert measure.checked(wide, genotypes[:1], [1.0]).check["correlation"] is None  # type: ignore[index]
+
+
+def test_whole_networks_are_checked_in_the_same_measurement() -> None:
+    """Others than those that tell the rest, from the cheapest to the dearest, and only if asked."""
+    shape = NetworkShape(4, 2, nodes=1, image_size=8)
+    check = measure.profile(shape, threads=1, repeats=1, check=3).check
+    assert check is not None
+    assert check["networks"] == 3
+    assert measure.profile(shape, threads=1, repeats=1).check is None
+    costs = [genotype_cost(cost_table(shape), g) for g in measure.spread_genotypes(shape, 3, 1)]
+    assert costs[0] == cheapest_cost(cost_table(shape))
+    assert costs == sorted(costs)
 
 
 def test_what_is_timed_is_of_the_size_that_networks_have() -> None:

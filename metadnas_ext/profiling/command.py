@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metadnas_ext.config import Config
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.federated.federation import configured_shape, load_images
-from metadnas_ext.profiling.measure import Told, checked, profile
+from metadnas_ext.profiling.measure import Told, profile
 from metadnas_ext.report.tables import Grid
 from metadnas_ext.space import DeviceProfile, NetworkShape, Part, cheapest_cost, dearest_cost
 from metadnas_ext.space.latency import timed
@@ -38,11 +38,15 @@ def run(
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: expected a file in a folder that exists")
     shape = _shape(config, images)
-    with _bar(console, "parts") as progress:
-        measured = profile(shape, batch=batch, threads=threads, repeats=repeats, progress=progress)
-    if networks:
-        with _bar(console, "whole networks") as progress:
-            measured = checked(measured, networks, progress=progress)
+    with _bar(console) as progress:
+        measured = profile(
+            shape,
+            batch=batch,
+            threads=threads,
+            repeats=repeats,
+            check=networks,
+            progress=progress,
+        )
     try:
         measured.save(out)
     except OSError as error:
@@ -62,10 +66,10 @@ def _shape(config: Config, images: tuple[int, int] | None) -> NetworkShape:
 
 
 @contextmanager
-def _bar(console: Console, what: str) -> Iterator[Told]:
+def _bar(console: Console) -> Iterator[Told]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(what)
+        task = progress.add_task("measuring")
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 

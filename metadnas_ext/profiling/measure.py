@@ -31,11 +31,12 @@ from metadnas_ext.space import (
     NetworkShape,
     Part,
     cheapest_cost,
+    cost_table,
     dearest_cost,
     genotype_cost,
 )
 from metadnas_ext.space.cell_space import KEPT, Architecture
-from metadnas_ext.space.latency import CELL, HEAD, PREPROCESS, REST, STEM, all_parts, rest_part
+from metadnas_ext.space.latency import CELL, HEAD, PREPROCESS, STEM, all_parts, rest_part
 from metadnas_ext.space.primitives import (
     BatchNorm,
     Layer,
@@ -62,6 +63,7 @@ def profile(
     batch: int = 1,
     threads: int | None = None,
     repeats: int = 15,
+    check: int = 0,
     progress: Told = lambda done, total: None,
 ) -> DeviceProfile:
     """Times every part of networks of `shape`: medians over interleaved repeats after a warm-up.
@@ -69,58 +71,39 @@ def profile(
     `threads` of torch, None: as many as it takes. A candidate is compared with the empty cell of
     the same repeat, so that a machine that slows down moves both; what comes out below counts as 0.
     The rest is what whole networks from the cheapest to the dearest take beyond their parts.
+    `check`: so many other whole networks, timed in the same repeats, are compared with the model.
     """
     used = threads or torch.get_num_threads()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    ms = _parts_ms(shape, batch, used, repeats, progress)
-    measured = DeviceProfile(shape, batch, used, repeats, machine(), versions(), now, ms)
-    chosen = spread_genotypes(measured, FOR_REST)
-    beyond = np.array(network_ms(measured, chosen)) - predicted_ms(measured, chosen)
-    rest = max(0.0, float(np.median(beyond)))
-    return replace(measured, ms={**ms, rest_part(shape): rest})
-
-
-def _parts_ms(
-    shape: NetworkShape, batch: int, threads: int, repeats: int, progress: Told
-) -> dict[Part, float]:
-    """Milliseconds of each part but the rest, which is 0."""
-    with _threads(threads):
-        parts = all_parts(shape)
-        parts.remove(rest_part(shape))
-        empty = {part: part._replace(name=EMPTY) for part in parts if not _is_fixed(part)}
-        ordered = [p for part in parts for p in (empty.get(part, part), part)]
-        steps = {part: _step(part, shape.nodes, batch) for part in dict.fromkeys(ordered)}
+    whole = [*spread_genotypes(shape, FOR_REST), *spread_genotypes(shape, check, seed=1)]
+    steps = _part_steps(shape, batch)
+    for index, genotype in enumerate(whole):
+        steps[index] = _network_step(derived_plan(shape, genotype), batch)
+    with _threads(used):
         seconds = samples(steps, repeats, progress)
-        ms = {rest_part(shape): 0.0}
-        for part in parts:
-            times = np.array(seconds[part])
-            if part in empty:
-                times = (times - np.array(seconds[empty[part]])) / _timed_edges(part)
-            ms[part] = max(0.0, 1e3 * float(np.median(times)))
-        return ms
+    taken = [1e3 * statistics.median(seconds[index]) for index in range(len(whole))]
+    ms = _parts_ms(shape, seconds)
+    measured = DeviceProfile(shape, batch, used, repeats, machine(), versions(), now, ms)
+    beyond = np.array(taken[:FOR_REST]) - predicted_ms(measured, whole[:FOR_REST])
+    rest = max(0.0, float(np.median(beyond)))
+    measured = replace(measured, ms={**ms, rest_part(shape): rest})
+    return checked(measured, whole[FOR_REST:], taken[FOR_REST:]) if check else measured
 
 
 def checked(
-    measured: DeviceProfile,
-    networks: int = 8,
-    *,
-    seed: int = 1,
-    progress: Told = lambda done, total: None,
+    measured: DeviceProfile, genotypes: Sequence[Architecture], ms: Sequence[float]
 ) -> DeviceProfile:
-    """The profile with its `check`: predicted against measured latency of whole derived networks.
+    """The profile with its `check`: predicted against measured `ms` of whole derived networks.
 
-    Random architectures from the cheapest to the dearest. `correlation` is Pearson's (None if all
-    are alike), `ratio` the median of measured / predicted, `error` that of |measured / predicted -
-    1|.
+    `correlation` is Pearson's (None if all are alike), `ratio` the median of measured / predicted,
+    `error` that of |measured / predicted - 1|.
     """
-    chosen = spread_genotypes(measured, networks, seed)
-    predicted = predicted_ms(measured, chosen)
-    ms = np.array(network_ms(measured, chosen, progress))
-    ratios = ms / predicted
+    predicted = predicted_ms(measured, genotypes)
+    ratios = np.array(ms) / predicted
     varied = len(set(predicted)) > 1 and len(set(ms)) > 1
     correlation = float(np.corrcoef(predicted, ms)[0, 1]) if varied else None
     figures: dict[str, float | None] = {
-        "networks": float(len(chosen)),
+        "networks": float(len(genotypes)),
         "correlation": correlation,
         "ratio": float(np.median(ratios)),
         "error": float(np.median(np.abs(ratios - 1))),
@@ -128,9 +111,13 @@ def checked(
     return replace(measured, check=figures)
 
 
-def spread_genotypes(measured: DeviceProfile, count: int, seed: int = 0) -> list[Architecture]:
-    """Architectures of random α under budgets evenly spread over what the space allows."""
-    table = measured.cost_table(measured.shape)
+def spread_genotypes(shape: NetworkShape, count: int, seed: int = 0) -> list[Architecture]:
+    """Architectures of random α under budgets evenly spread over the MACs the space allows.
+
+    Milliseconds are not known yet: whole networks are timed beside the parts, since a machine's
+    speed wanders from minute to minute.
+    """
+    table = cost_table(shape)
     cheapest, dearest = cheapest_cost(table), dearest_cost(table)
     chosen = []
     for index in range(count):
@@ -142,25 +129,38 @@ def spread_genotypes(measured: DeviceProfile, count: int, seed: int = 0) -> list
     return chosen
 
 
-def network_ms(
-    measured: DeviceProfile,
-    genotypes: Sequence[Architecture],
-    progress: Told = lambda done, total: None,
-) -> list[float]:
-    """Milliseconds of whole derived networks, under the conditions of the profile."""
-    with _threads(measured.threads):
-        steps = {
-            index: _network_step(derived_plan(measured.shape, genotype), measured.batch)
-            for index, genotype in enumerate(genotypes)
-        }
-        taken = samples(steps, measured.repeats, progress)
-        return [1e3 * statistics.median(seconds) for seconds in taken.values()]
-
-
 def predicted_ms(measured: DeviceProfile, genotypes: Sequence[Architecture]) -> NDArray[np.float64]:
     """Milliseconds of whole derived networks by the additive model."""
     table = measured.cost_table(measured.shape)
     return np.array([genotype_cost(table, genotype) for genotype in genotypes])
+
+
+def _part_steps(shape: NetworkShape, batch: int) -> dict[Part | int, Step]:
+    """What runs each part but the rest, each place's empty cell before its candidates."""
+    ordered = [p for part in _timed_parts(shape) for p in (_empty(part), part) if p is not None]
+    return {part: _step(part, shape.nodes, batch) for part in dict.fromkeys(ordered)}
+
+
+def _parts_ms(shape: NetworkShape, seconds: Mapping[Part | int, list[float]]) -> dict[Part, float]:
+    """Milliseconds of each part but the rest, which is 0."""
+    ms = {rest_part(shape): 0.0}
+    for part in _timed_parts(shape):
+        times = np.array(seconds[part])
+        empty = _empty(part)
+        if empty is not None:
+            times = (times - np.array(seconds[empty])) / _timed_edges(part)
+        ms[part] = max(0.0, 1e3 * float(np.median(times)))
+    return ms
+
+
+def _timed_parts(shape: NetworkShape) -> list[Part]:
+    return [part for part in all_parts(shape) if part != rest_part(shape)]
+
+
+def _empty(part: Part) -> Part | None:
+    """What a candidate is compared with; None for what is there in every network."""
+    fixed = part.name in (STEM, HEAD, CELL, PREPROCESS)
+    return None if fixed else part._replace(name=EMPTY)
 
 
 @torch.no_grad()
@@ -199,10 +199,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _is_fixed(part: Part) -> bool:
-    return part.name in (STEM, HEAD, CELL, PREPROCESS, REST)
 
 
 def _timed_edges(part: Part) -> int:
