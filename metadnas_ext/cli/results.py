@@ -22,6 +22,10 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/report.")] = None,
     target: Target = None,
+    variants: Annotated[
+        bool,
+        typer.Option("--variants", help="Settings differ: each run against the first one."),
+    ] = False,
 ) -> None:
     """Write a report: one HTML page, and Markdown with pictures.
 
@@ -35,7 +39,8 @@ def report(
 
         if out is None and len(runs) > 1:
             raise ConfigError("a report of several runs needs --out, the folder to write it to")
-        for path in build_report(load_study(*runs), out or runs[0] / "report", target):
+        study = load_study(*runs, variants=variants)
+        for path in build_report(study, out or runs[0] / "report", target):
             console.print(path, soft_wrap=True, highlight=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,13 +153,14 @@ def _method(study: Study, method: str) -> MethodContent:
 def _drawn(run: Run, method: str, *, several: bool) -> list[tuple[list[str], str, Genotype]]:
     """(captions, file name, genotype) of what to draw of a run; equal genotypes share a picture."""
     saved, results = run.genotypes.get(method, {}), run.results.get(method, [])
+    stem = "cells_" + re.sub(r"[^\w.-]+", "_", method)
     owners: list[tuple[str, str, Genotype | None]] = [
-        ("meta-architecture", f"cells_{method}_meta", saved.get("meta"))
+        ("meta-architecture", f"{stem}_meta", saved.get("meta"))
     ]
     for label, result in _ranked(results):
         caption = f"client {result.client} ({label}, {percent(result.test_accuracy, 1)} %)"
         genotype = result.genotype or saved.get(str(result.client))
-        owners.append((caption, f"cells_{method}_client_{result.client}", genotype))
+        owners.append((caption, f"{stem}_client_{result.client}", genotype))
     pictures: dict[str, tuple[list[str], str, Genotype]] = {}
     for caption, name, genotype in owners:
         if genotype is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 METHOD_NAMES = {
     "meta_dnas": "Meta-DNAS",
@@ -19,11 +21,18 @@ METHOD_NAMES = {
 }
 UNIT_NAMES = {"macs": "MACs", "params": "params"}
 NOT_MEASURED = "\N{EN DASH}"
+_VARIANT = ":"
 
 
 def method_name(method: str) -> str:
     """A method's name for people; an unknown method keeps the name it has."""
-    return METHOD_NAMES.get(method, method)
+    name, _, settings = method.partition(_VARIANT)
+    return METHOD_NAMES.get(name, name) + (f", {settings}" if settings else "")
+
+
+def variant(settings: Mapping[str, Any]) -> str:
+    """What a method's identifier ends in if it ran with other settings: ':client.kl=0'."""
+    return _VARIANT + ", ".join(f"{key}={_setting(value)}" for key, value in settings.items())
 
 
 def unit_name(unit: str) -> str:
@@ -69,6 +78,15 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _setting(value: Any) -> str:
+    """A setting as `--set` takes it."""
+    if isinstance(value, list):
+        return ",".join(map(_setting, value))
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _scaled(value: float) -> tuple[str, str]:

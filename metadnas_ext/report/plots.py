@@ -225,11 +225,15 @@ def _style(ax: Axes, title: str) -> None:
 
 
 def _method_legend(figure: Figure, handles: list[Line2D], methods: list[str]) -> None:
+    names = [method_name(method) for method in methods]
+    # Inches of an entry in this size of letters, with its line.
+    entry_width = 0.6 + 0.065 * max(map(len, names), default=0)
+    fitting = int(figure.get_figwidth() / entry_width)
     legend = figure.legend(
         handles,
-        [method_name(method) for method in methods],
+        names,
         loc="outside lower center",
-        ncols=min(4, len(methods)),
+        ncols=max(1, min(4, len(methods), fitting)),
         frameon=False,
         fontsize=8,
     )

@@ -6,14 +6,15 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from metadnas_ext.errors import RunError
 from metadnas_ext.report import fields
 from metadnas_ext.report.result import ClientResult
 
+Figures = TypeVar("Figures")
 Genotype = dict[str, Any]
 """An architecture as JSON: `normal`, `normal_concat`, `reduce`, `reduce_concat`; or `arch`."""
 
@@ -91,6 +92,21 @@ class Run:
     def methods(self) -> list[str]:
         """All methods, in the order in which they ran."""
         return list(dict.fromkeys([*self.rounds, *self.results, *self.genotypes]))
+
+    def renamed(self, suffix: str) -> Run:
+        """The same run with `suffix` behind every method's identifier."""
+
+        def named(figures: dict[str, Figures]) -> dict[str, Figures]:
+            return {method + suffix: value for method, value in figures.items()}
+
+        return replace(
+            self,
+            rounds=named(self.rounds),
+            results=named(self.results),
+            genotypes=named(self.genotypes),
+            personal_seconds=named(self.personal_seconds),
+            trained_as={one + suffix: other + suffix for one, other in self.trained_as.items()},
+        )
 
     def setting(self, section: str, name: str) -> int | None:
         """A whole number of the configuration; None if it does not say."""

@@ -1,4 +1,4 @@
-"""Runs that belong together: one configuration, one or more seeds."""
+"""Runs that belong together: one configuration or variants of it, one or more seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metadnas_ext.errors import RunError
+from metadnas_ext.report.names import variant
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.report.run import Run, load_run
 
@@ -33,7 +34,7 @@ _FREE = (
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of one configuration by ascending seed; each method at most once for a seed."""
+    """Runs by ascending seed; each method, and variant of one, at most once for a seed."""
 
     runs: tuple[Run, ...]
 
@@ -78,16 +79,21 @@ class Study:
         }
 
 
-def load_study(*paths: str | Path) -> Study:
+def load_study(*paths: str | Path, variants: bool = False) -> Study:
     """Reads run folders, or folders that hold one run folder a seed.
+
+    With `variants` settings may differ, other than those of the data: methods of a run that differs
+    from the first one given carry what differs in their names, see `names.variant`.
 
     Raises RunError if one is no run folder or damaged, if their configurations differ in more than
     the seed and what changes no figure, or if a method occurs twice for a seed.
     """
-    folders = [folder for path in paths for folder in run_folders(Path(path))]
-    runs = sorted((load_run(folder) for folder in folders), key=lambda run: run.seed)
-    for run in runs[1:]:
-        _check_same_configuration(runs[0], run)
+    runs = [load_run(folder) for path in paths for folder in run_folders(Path(path))]
+    if variants:
+        runs = [_as_variant(runs[0], run) for run in runs]
+    runs.sort(key=lambda run: run.seed)
+    for run in runs[1:] if not variants else ():
+        _check_same(runs[0], run, _differing(runs[0], run))
     seen: dict[tuple[int, str], Run] = {}
     for run in runs:
         for method in run.methods:
@@ -108,15 +114,28 @@ def run_folders(path: Path) -> list[Path]:
     return [folder for _, folder in seeds] or [path]
 
 
-def _check_same_configuration(one: Run, other: Run) -> None:
+def _as_variant(base: Run, run: Run) -> Run:
+    keys = _differing(base, run)
+    # Clients with other images cannot be paired.
+    _check_same(base, run, [key for key in keys if key.startswith("data.")])
+    settings = _flat(run.config)
+    return run.renamed(variant({key: settings.get(key) for key in keys})) if keys else run
+
+
+def _differing(one: Run, other: Run) -> list[str]:
+    """Settings, but those that are free, in which two runs differ."""
     mine, theirs = _flat(one.config), _flat(other.config)
-    keys = [
+    return [
         key
         for key in sorted(mine.keys() | theirs.keys())
         if key not in _FREE and mine.get(key) != theirs.get(key)
     ]
-    if keys:
-        shown = "; ".join(f"{key} ({mine.get(key)!r}, {theirs.get(key)!r})" for key in keys)
+
+
+def _check_same(one: Run, other: Run, differing: list[str]) -> None:
+    mine, theirs = _flat(one.config), _flat(other.config)
+    if differing:
+        shown = "; ".join(f"{key} ({mine.get(key)!r}, {theirs.get(key)!r})" for key in differing)
         raise RunError(f"{one.path} and {other.path} cannot be compared, they differ in: {shown}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from metadnas_ext.errors import ConfigError, RunError
+from metadnas_ext.report.build import build_report
 from metadnas_ext.report.comparison import MethodFigures, compare, write_comparison
 from metadnas_ext.report.study import load_study
 from metadnas_ext.report.tables import accuracy_grid, cost_grid
@@ -229,6 +230,39 @@ def test_runs_that_do_not_belong_together(tmp_path: Path, make: SimpleNamespace)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="empty is not a run folder"):
         load_study(tmp_path / "empty")
+
+
+def test_variants_are_compared_with_the_first_run(tmp_path: Path, make: SimpleNamespace) -> None:
+    """Each under the name of what differs, its clients paired with those of the first."""
+    client = {"batch_size": 60, "kl": 1.0}
+    base = write_seed(make, tmp_path / "base", {"meta_dnas": [0.5, 0.7]}, client=client)
+    no_kl = write_seed(
+        *(make, tmp_path / "no-kl", {"meta_dnas": [0.4, 0.5]}),
+        rounds={"meta_dnas": [0.3]},
+        client=client | {"kl": 0.0},
+        server={"local": ["head", "bn"], "gate": False},
+    )
+    study = load_study(base, no_kl, variants=True)
+    comparison = compare(study)
+    other = "meta_dnas:client.kl=0, server.gate=false, server.local=head,bn"
+    assert [row.method for row in comparison.rows] == ["meta_dnas", other]
+    assert comparison.rows[1].gain == pytest.approx((0.1 + 0.2) / 2)
+    assert comparison.rows[1].rounds == 1
+    name = "Meta-DNAS, client.kl=0, server.gate=false, server.local=head,bn"
+    assert accuracy_grid(comparison).rows[1][0] == name
+    written = build_report(study, tmp_path / "out")
+    assert all(path.exists() and path.name.isascii() for path in written)
+    assert name in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_variants_of_other_data_are_not_compared(tmp_path: Path, make: SimpleNamespace) -> None:
+    one = write_seed(make, tmp_path / "one", {"darts": [0.5]}, data={"dirichlet": 0.1})
+    two = write_seed(make, tmp_path / "two", {"darts": [0.5]}, data={"dirichlet": 0.5})
+    with pytest.raises(RunError, match=r"differ in: data\.dirichlet \(0\.1, 0\.5\)"):
+        load_study(one, two, variants=True)
+    again = write_seed(make, tmp_path / "again", {"darts": [0.5]}, data={"dirichlet": 0.1})
+    with pytest.raises(RunError, match="both hold darts with seed 0"):
+        load_study(one, again, variants=True)
 
 
 @pytest.mark.parametrize("target", [0.0, -0.1, 1.5, math.nan, 70])
