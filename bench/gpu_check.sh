@@ -3,12 +3,23 @@
 # that is here, tests it on the GPU, looks for bad memory accesses, times it. A part that fails does
 # not stop the next one; the summary comes last.
 #
-# usage: bench/gpu_check.sh [FOLDER]    (results; default runs/gpu_check)
+# usage: bench/gpu_check.sh [FOLDER [PART...]]    (results; default runs/gpu_check)
+# Parts: build tests runs sanitize bench, which is the default, and compile (torch.compile beside the
+# rest, for minutes). What one call has built the next one finds: a part may have a call of its own.
 # Environment: PYTHON, TORCH_CUDA_ARCH_LIST (default: the GPU's own), MAX_JOBS
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(realpath -m "${1:-runs/gpu_check}")
+parts=("${@:2}")
+if ((${#parts[@]} == 0)); then parts=(build tests runs sanitize bench); fi
+declare -A limits=([build]=200 [tests]=150 [runs]=60 [sanitize]=90 [bench]=100 [compile]=540)
+for name in "${parts[@]}"; do
+  if [[ ! -v limits[$name] ]]; then
+    echo "no part '$name', expected some of: ${!limits[*]}" >&2
+    exit 2
+  fi
+done
 mkdir -p "$out"
 python=${PYTHON:-python3}
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
@@ -22,15 +33,15 @@ export PYTHONPATH=$site PYTHONSAFEPATH=1
 
 part() {
   local name=$1 limit=$2 start=$SECONDS code=0
-  shift 2  # what is left: a function
-  timeout "$limit" bash -c "$1" >"$out/$name.log" 2>&1 || code=$?
+  timeout "$limit" bash -c "$name" >"$out/$name.log" 2>&1 || code=$?
   echo "$name: $((SECONDS - start)) s, exit $code" | tee -a "$out/summary.txt"
   return "$code"
 }
 
 build() {
   FORCE_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps --no-index \
-    --target "$site" --upgrade .
+    --target "$site" --upgrade . &&
+    (cd "$out" && "$python" -P -c 'from metadnas_ext import build_info; print(build_info())')
 }
 
 # Only what runs on the GPU.
@@ -49,22 +60,24 @@ sanitize() {
     -k "($names) and not channels" --maxfail 1)
 }
 
-ops() { (cd "$out" && "$python" -P "$OLDPWD/bench/gpu_ops.py" --out "$out/gpu_ops.json"); }
+measure() { (cd "$out" && "$python" -P -m metadnas_ext bench --device cuda --out "$@"); }
 
-export -f build tests runs sanitize ops
+bench() {
+  measure "$out/gpu.json" --memory --seconds 2 mixed_op supernet supernet_cohort search_step \
+    federated_round stage aggregation/mean-weights-256 aggregation/median-weights-255
+}
+
+compile() { measure "$out/gpu_compile.json" --compile --seconds 2 mixed_op supernet; }
+
+export -f build tests runs sanitize measure bench compile
 export out python site
 nvidia-smi >"$out/nvidia-smi.txt" 2>&1
-if part build 200 build; then
-  (cd "$out" && "$python" -P -c 'from metadnas_ext import build_info; print(build_info())') |
-    tee -a "$out/summary.txt"
-  part tests 150 tests
-  part runs 60 runs
-  part sanitize 90 sanitize
-  part bench 90 ops
-fi
-rm -rf "$site" build/bdist.*
-for log in build tests runs sanitize bench; do
-  if [[ -e $out/$log.log ]]; then echo "--- $log" && tail -n 12 "$out/$log.log"; fi
+for name in "${parts[@]}"; do
+  part "$name" "${limits[$name]}" || [[ $name != build ]] || break
+done
+rm -rf build/bdist.*
+for name in "${parts[@]}"; do
+  if [[ -e $out/$name.log ]]; then echo "--- $name" && tail -n 12 "$out/$name.log"; fi
 done
 cat "$out/summary.txt"
 ! grep -q 'exit [^0]' "$out/summary.txt"

@@ -114,10 +114,7 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key} is {values[key]!r}, expected one of {', '.join(choices)}{hint}"
             )
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.run.device):
-        raise ConfigError(
-            f"run.device is {config.run.device!r}, expected cpu, cuda, cuda:<n> or auto"
-        )
+    check_device_name(config.run.device)
     _check_lists(config)
     _check_krum(config)
     _check_maml(config)
@@ -200,6 +197,12 @@ def _check_maml(config: Config) -> None:
             "server.meta=maml, which differentiates every step again: a straight-through gradient "
             "is that of no loss"
         )
+
+
+def check_device_name(name: str, setting: str = "run.device") -> None:
+    """ConfigError unless a device may be called so, whether it is there or not."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"{setting} is {name!r}, expected cpu, cuda, cuda:<n> or auto")
 
 
 def check_graphs(config: Config) -> None:

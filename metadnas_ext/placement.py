@@ -17,10 +17,10 @@ from metadnas_ext.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, setting: str = "run.device") -> torch.device:
     """The device of a value of `run.device`; "auto": a GPU if one can be used, else the CPU.
 
-    Raises ConfigError, saying why, if the device cannot be used.
+    Raises ConfigError naming the setting and saying why, if the device cannot be used.
     """
     if name == "cpu":
         return CPU
@@ -29,11 +29,11 @@ def device_of(name: str) -> torch.device:
         # By hand the twins of the operators run on a GPU too; that is no reason to choose one.
         return CPU if lacking or not build_info()["cuda"] else torch.device("cuda", 0)
     if lacking:
-        raise ConfigError(f"run.device is {name!r}, but {lacking}; expected cpu or auto here")
+        raise ConfigError(f"{setting} is {name!r}, but {lacking}; expected cpu or auto here")
     device, found = torch.device(name), torch.cuda.device_count()
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= found:
-        raise ConfigError(f"run.device is {name!r}, expected cuda:0 to cuda:{found - 1} here")
+        raise ConfigError(f"{setting} is {name!r}, expected cuda:0 to cuda:{found - 1} here")
     return torch.device("cuda", index)
 
 

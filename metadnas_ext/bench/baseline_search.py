@@ -60,7 +60,9 @@ class LocalSearch:
         alphas = self.net.arch_parameters()
         total = [torch.zeros_like(alpha) for alpha in alphas]
         self.net.eval()
-        for batch in passes(store, [split], "val", self._config.batch_size):
+        for batch in passes(
+            store, [split], "val", self._config.batch_size, device=alphas[0].device
+        ):
             x, labels = self._images(batch)
             loss = F.cross_entropy(self.net(x), labels) * (len(x) / len(split.val))
             for part, grad in zip(total, torch.autograd.grad(loss, alphas), strict=True):
@@ -75,7 +77,8 @@ class LocalSearch:
             parameter.grad = grad
 
     def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        count = int(batch.sizes[0])
+        # Reading a size waits for the device.
+        count = batch.x.shape[1] if batch.full else int(batch.sizes[0])
         x = batch.x[0, :count].permute(0, 3, 1, 2)  # (N, C, H, W)
         return x.contiguous(memory_format=self._form), batch.labels[0, :count]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from metadnas_ext.errors import BenchmarkError
+from metadnas_ext.placement import CPU
 
 NCHW = "eager NCHW"
 CHANNELS_LAST = "eager channels-last"
@@ -16,8 +18,8 @@ COMPILED = "torch.compile"
 OURS = "metadnas_ext"
 NETWORK_VARIANTS = (NCHW, CHANNELS_LAST, OURS)
 
-COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
-"""On a CPU; the other modes differ from these by CUDA graphs only."""
+GRAPH = ", CUDA graph"
+"""Behind the name of a variant whose step is replayed as one graph."""
 
 Outcome = Mapping[str, Tensor | Sequence[Tensor]]
 """What a step computed, by name; the tensors of a sequence are compared as one vector."""
@@ -60,6 +62,8 @@ class Setup:
         tolerance: largest relative L2 error of anything in an outcome.
         compiled: maker of a torch.compile variant for a mode.
         note: what was scaled down, and why.
+        graphs: whether steps can be captured as CUDA graphs: they start from the same state on
+            the device every time and do not wait for it.
     """
 
     variants: Mapping[str, Callable[[], Variant]]
@@ -67,23 +71,40 @@ class Setup:
     work: Work = field(default_factory=Work)
     compiled: Callable[[str], Variant] | None = None
     note: str = ""
+    graphs: bool = False
 
-    def makers(self, compile_modes: Sequence[str] = ()) -> dict[str, Callable[[], Variant]]:
-        """All makers, ours last, with one for each mode of torch.compile that is wanted."""
+    def makers(
+        self,
+        compile_modes: Sequence[str] = (),
+        capture: Callable[[Variant], Variant] | None = None,
+    ) -> dict[str, Callable[[], Variant]]:
+        """All makers, ours last, with one for each mode of torch.compile that is wanted.
+
+        capture: makes a CUDA graph of a variant; where it is given and the case allows it, each
+        variant that is no graph yet comes a second time, behind its plain form.
+        """
         makers = dict(self.variants)
         if self.compiled is not None:
             for mode in compile_modes:
-                makers[f"{COMPILED} {mode}"] = _bound(self.compiled, mode)
+                makers[f"{COMPILED} {mode}"] = partial(self.compiled, mode)
         makers[OURS] = makers.pop(OURS)
-        return makers
+        if capture is None or not self.graphs:
+            return makers
+        both: dict[str, Callable[[], Variant]] = {}
+        for name, make in makers.items():
+            both[name] = make
+            if name != f"{COMPILED} max-autotune":  # which captures graphs of its own
+                both[name + GRAPH] = partial(_captured, make, capture)
+        return both
 
 
 @dataclass(frozen=True)
 class Case:
     """One row of the registry; `name` is "group/what".
 
-    `variants` names those that `make(**params)` returns, so that they can be listed without making
-    inputs. `tiny` replaces parameters for a run of the tests. `quick`: part of the default set.
+    `variants` names those that `make(device=..., **params)` returns, so that they can be listed
+    without making inputs. `tiny` replaces parameters for a run of the tests. `quick`: part of the
+    default set; `large`: for a GPU, part of no set on a CPU.
     """
 
     name: str
@@ -93,6 +114,7 @@ class Case:
     tiny: Mapping[str, int]
     variants: tuple[str, ...] = NETWORK_VARIANTS
     quick: bool = True
+    large: bool = False
 
     @property
     def group(self) -> str:
@@ -101,8 +123,8 @@ class Case:
     def sizes(self, tiny: bool = False) -> dict[str, int]:
         return {**self.params, **(self.tiny if tiny else {})}
 
-    def setup(self, tiny: bool = False) -> Setup:
-        return self.make(**self.sizes(tiny))
+    def setup(self, tiny: bool = False, device: torch.device = CPU) -> Setup:
+        return self.make(device=device, **self.sizes(tiny))
 
 
 def compare(expected: Outcome, got: Outcome, tolerance: float, what: str) -> float:
@@ -136,5 +158,5 @@ def _vector(value: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.cat([part.detach().reshape(-1).double() for part in parts])
 
 
-def _bound(compiled: Callable[[str], Variant], mode: str) -> Callable[[], Variant]:
-    return lambda: compiled(mode)
+def _captured(make: Callable[[], Variant], capture: Callable[[Variant], Variant]) -> Variant:
+    return capture(make())

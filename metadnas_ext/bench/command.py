@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,8 +30,12 @@ from metadnas_ext.report.tables import Grid
 
 def list_cases(cases: Sequence[Case], console: Console) -> None:
     """Prints the registry's cases as a table."""
-    rows = [(case.name, case.title, "quick" if case.quick else "full") for case in cases]
+    rows = [(case.name, case.title, _set_of(case)) for case in cases]
     console.print(Grid(("case", "what", "set"), tuple(rows)).rich())
+
+
+def _set_of(case: Case) -> str:
+    return "quick" if case.quick else "GPU" if case.large else "full"
 
 
 def run(
@@ -48,14 +53,15 @@ def run(
     """
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise BenchmarkError(f"--out {out}: expected a file in a folder that exists")
+    device = torch.device(settings.device)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    results = Results(machine(), versions(), date, commit(), asdict(settings), [])
+    results = Results(machine(device), versions(), date, commit(), asdict(settings), [])
     if resume:
         results.cases = _measured_before(results, out)
         done_before = {case.name for case in results.cases}
         cases = [case for case in cases if case.name not in done_before]
     console.print(origin(results), highlight=False, soft_wrap=True)
-    yardsticks = Yardsticks(settings.tiny)
+    yardsticks = Yardsticks(device, settings.tiny)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
     progress = Progress(
         *columns, MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True

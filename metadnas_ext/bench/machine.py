@@ -10,13 +10,21 @@ from pathlib import Path
 import torch
 
 from metadnas_ext import __version__, build_info
+from metadnas_ext.placement import CPU
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, cores, threads that torch uses, instruction set, memory in bytes, system."""
-    return {
+def machine(device: torch.device = CPU) -> dict[str, str | int]:
+    """Processor, cores, threads that torch uses, instruction set, memory in bytes, system.
+
+    With a GPU, its name and memory, too.
+    """
+    gpu: dict[str, str | int] = {}
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        gpu = {"gpu": found.name, "gpu_memory_bytes": found.total_memory}
+    return gpu | {
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),

@@ -12,10 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from metadnas_ext.bench.case import COMPILE_MODES, COMPILED, Case, Outcome, Variant, compare
+from metadnas_ext.bench.case import COMPILED, GRAPH, OURS, Case, Outcome, Variant, compare
+from metadnas_ext.bench.device import captured, compile_modes, gpu_peak_bytes, seconds, wait_for
 from metadnas_ext.bench.memory import peak_bytes
 from metadnas_ext.bench.results import CaseResult, VariantResult
 from metadnas_ext.bench.saved import most_saved
+from metadnas_ext.placement import CPU
 
 SLOW = 2.0  # seconds of a first step that tells enough
 SHORTEST = 0.002  # seconds of one measurement; shorter steps are run several times in it
@@ -29,8 +31,9 @@ class Settings:
         repeats: measurements of each variant at most, and `seconds`: of a case; at least one
             measurement of each variant is taken.
         compile: with the torch.compile variants, in each mode.
-        memory: with the peak memory of each variant, in a process of its own.
+        memory: with the peak memory of each variant, on a CPU in a process of its own.
         tiny: at the sizes of the tests, to see that everything works.
+        device: what is measured, as torch names it.
     """
 
     repeats: int = 9
@@ -38,34 +41,37 @@ class Settings:
     compile: bool = False
     memory: bool = False
     tiny: bool = False
+    device: str = "cpu"
 
 
 class Yardsticks:
-    """What the machine can do: a large matrix product and a large copy."""
+    """What the device can do: a large matrix product and a large copy."""
 
-    def __init__(self, tiny: bool = False) -> None:
-        self._side = 128 if tiny else 2048
-        self._floats = 1 << (16 if tiny else 26)  # 256 MB, beyond any cache
+    def __init__(self, device: torch.device = CPU, tiny: bool = False) -> None:
+        large = device.type == "cuda"
+        self._device = device
+        self._side = 128 if tiny else 8192 if large else 2048
+        self._floats = 1 << (16 if tiny else 29 if large else 26)  # 2 GB, 256 MB: beyond any cache
 
     def sgemm(self) -> float:
         """FLOP/s of one square product in single precision."""
         a, b, out = self._matrices
-        return 2 * self._side**3 / _seconds(lambda: torch.mm(a, b, out=out))
+        return 2 * self._side**3 / seconds(lambda: torch.mm(a, b, out=out), self._device)
 
     def copy(self) -> float:
         """Bytes/s, read and written, of one copy."""
         source, target = self._buffers
-        return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+        return 2 * source.nbytes / seconds(lambda: target.copy_(source), self._device)
 
     @cached_property
     def _matrices(self) -> tuple[Tensor, Tensor, Tensor]:
-        a = torch.randn(self._side, self._side)
+        a = torch.randn(self._side, self._side, device=self._device)
         torch.mm(a, a)  # the first product sets up its library
         return a, a.clone(), torch.empty_like(a)
 
     @cached_property
     def _buffers(self) -> tuple[Tensor, Tensor]:
-        source = torch.ones(self._floats)
+        source = torch.ones(self._floats, device=self._device)
         return source, source.clone()
 
 
@@ -78,21 +84,25 @@ def run_case(
     """Checks every variant against the first, then measures them in turn.
 
     The order rotates, so that none always follows the same other. `progress` is told what is going
-    on. Raises BenchmarkError on a result that is wrong; where torch.compile fails or is wrong, the
-    result only notes it.
+    on. Raises BenchmarkError on a result that is wrong; where torch.compile fails or is wrong, or
+    eager code cannot be captured as a CUDA graph, the result only notes it.
     """
     progress("inputs")
-    setup = case.setup(settings.tiny)
-    makers = setup.makers(COMPILE_MODES if settings.compile else ())
+    device = torch.device(settings.device)
+    setup = case.setup(settings.tiny, device)
+    makers = setup.makers(
+        compile_modes(device) if settings.compile else (),
+        captured if device.type == "cuda" else None,
+    )
     running: dict[str, _Running] = {}
     notes = [setup.note] if setup.note else []
     for name, make in makers.items():
         progress(f"check of {name}")
         try:
-            one = _warmed_up(make(), name)
+            one = _warmed_up(make(), name, device)
             _check(case, name, one, running, setup.tolerance)
         except Exception as error:
-            if not name.startswith(COMPILED):
+            if name in setup.variants or name.startswith(OURS):
                 raise
             # Not ours to put right, and no reason to lose the other figures.
             notes.append(f"{name} failed ({type(error).__name__})")
@@ -100,7 +110,11 @@ def run_case(
         running[name] = one
         if settings.memory and name in setup.variants:
             progress(f"memory of {name}")
-            running[name].result.peak_bytes = peak_bytes(case.name, name, tiny=settings.tiny)
+            one.result.peak_bytes = (
+                gpu_peak_bytes(one.variant.step, device)
+                if device.type == "cuda"
+                else peak_bytes(case.name, name, tiny=settings.tiny)
+            )
     result = CaseResult(
         case.name,
         case.title,
@@ -123,18 +137,27 @@ class _Running:
     loops: int
 
 
-def _warmed_up(variant: Variant, name: str) -> _Running:
+def _warmed_up(variant: Variant, name: str, device: torch.device) -> _Running:
     """A first step, for its outcome and what it saves; unless it is slow, one more to time it."""
     start = time.perf_counter()
     saved = None
-    if name.startswith(COMPILED):
-        outcome = variant.step()  # hooks would be compiled with it
+    if name.startswith(COMPILED) or name.endswith(GRAPH):
+        # Hooks would be compiled with it, and the next step may overwrite what this one returns.
+        outcome = _copied(variant.step())
     else:
         outcome, saved = most_saved(variant.step, variant.parameters)
+    wait_for(device)
     first = time.perf_counter() - start
-    seconds = first if first > SLOW else _seconds(variant.step)
-    loops = max(1, math.ceil(SHORTEST / max(seconds, 1e-7)))
+    again = first if first > SLOW else seconds(variant.step, device)
+    loops = max(1, math.ceil(SHORTEST / max(again, 1e-7)))
     return _Running(variant, VariantResult([], first, saved_bytes=saved), outcome, loops)
+
+
+def _copied(outcome: Outcome) -> Outcome:
+    return {
+        name: value.clone() if isinstance(value, Tensor) else [part.clone() for part in value]
+        for name, value in outcome.items()
+    }
 
 
 def _check(
@@ -153,6 +176,7 @@ def _time(
     yardsticks: Yardsticks,
     progress: Callable[[str], None],
 ) -> None:
+    device = torch.device(settings.device)
     sgemm: list[float] = []
     copy: list[float] = []
     start = time.perf_counter()
@@ -166,17 +190,9 @@ def _time(
             copy.append(yardsticks.copy())
         for name in _rotated(list(running), repeat):
             one = running[name]
-            one.result.seconds.append(_seconds(one.variant.step, one.loops))
+            one.result.seconds.append(seconds(one.variant.step, device, one.loops))
     result.sgemm = statistics.median(sgemm) if sgemm else None
     result.copy = statistics.median(copy) if copy else None
-
-
-def _seconds(step: Callable[[], object], loops: int = 1) -> float:
-    """Seconds a step takes; the mean of `loops` in a row."""
-    start = time.perf_counter()
-    for _ in range(loops):
-        step()
-    return (time.perf_counter() - start) / loops
 
 
 def _rotated(names: Sequence[str], by: int) -> list[str]:

@@ -7,36 +7,39 @@ import fnmatch
 from collections.abc import Sequence
 
 from metadnas_ext.bench.case import Case
-from metadnas_ext.bench.cases import aggregation, mixed_op, networks, search
+from metadnas_ext.bench.cases import aggregation, cohorts, mixed_op, networks, search, stages
 from metadnas_ext.errors import BenchmarkError
 
 CASES: dict[str, Case] = {
     case.name: case
-    for case in (*mixed_op.CASES, *networks.CASES, *search.CASES, *aggregation.CASES)
+    for module in (mixed_op, cohorts, networks, search, stages, aggregation)
+    for case in module.CASES
 }
 
 GROUPS: dict[str, str] = {
     "mixed_op": "One mixed operation, forward and backward, batch 64",
     "cohort": "One mixed operation of 8 clients with 8 images each, stride 1, forward and backward",
     "supernet": "A training step of a whole supernet: cross-entropy, forward and backward",
+    "supernet_cohort": "That step of a cohort of clients with supernets of their own",
     "fuse": "The same step of ordinary modules, converted by `fuse(model)`",
     "search_step": "One step on α and one on w",
     "federated_round": "A round of Meta-DNAS: 8 channels, 3 cells, 32 images of 8×8 a client",
     "derived": "A discrete network (DARTS V2)",
+    "stage": "Stages bound by memory",
     "aggregation": "Aggregation over clients",
 }
 """What a group measures, in the order of reports."""
 
 
-def select(patterns: Sequence[str] = (), full: bool = False) -> list[Case]:
+def select(patterns: Sequence[str] = (), full: bool = False, large: bool = False) -> list[Case]:
     """The cases that names, groups or glob patterns mean, in the order of the registry.
 
-    Without patterns: the quick cases, or all with `full`. Raises BenchmarkError on a pattern that
-    means nothing, naming what comes near.
+    Without patterns: the quick cases, or all with `full`, those for a GPU only if `large`. Raises
+    BenchmarkError on a pattern that means nothing, naming what comes near.
     """
     ordered = sorted(CASES.values(), key=lambda case: list(GROUPS).index(case.group))
     if not patterns:
-        return [case for case in ordered if case.quick or full]
+        return [case for case in ordered if case.quick or (full and (large or not case.large))]
     for pattern in patterns:
         if not any(_means(pattern, case) for case in ordered):
             raise BenchmarkError(_unknown(pattern))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from metadnas_ext.bench.case import OURS
 from metadnas_ext.bench.registry import GROUPS
 from metadnas_ext.bench.results import CaseResult, Results
-from metadnas_ext.report.names import NOT_MEASURED, byte_count
+from metadnas_ext.report.names import NOT_MEASURED, byte_count, duration
 from metadnas_ext.report.tables import Grid
 
 
@@ -37,16 +37,20 @@ def _section(group: str, cases: Sequence[CaseResult], brief: bool) -> Section:
     for case in cases:
         by_variants.setdefault(tuple(case.shown()), []).append(case)
     grids = tuple(_grid(variants, chosen, brief) for variants, chosen in by_variants.items())
-    notes = tuple(f"{case.title}: {case.note}." for case in cases if case.note)
-    return Section(group, GROUPS.get(group, group), grids, notes)
+    notes = [f"{case.title}: {case.note}." for case in cases if case.note]
+    notes += [_whole_search(case) for case in cases if group == "search_step" and not brief]
+    return Section(group, GROUPS.get(group, group), grids, tuple(notes))
 
 
 def origin(results: Results) -> str:
-    """One line: processor, threads, versions, date."""
+    """One line: processor, threads, versions, date; of a GPU before them."""
     machine, versions = results.machine, results.versions
+    gpu = ""
+    if "gpu" in machine:
+        gpu = f"{machine['gpu']}, {byte_count(float(machine['gpu_memory_bytes']))}; "
     commit = "" if results.commit is None else f" ({results.commit})"
     return (
-        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, "
+        f"{gpu}{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, "
         f"{machine['isa']}, {byte_count(float(machine['memory_bytes']))}; "
         f"torch {versions['torch']}, metadnas_ext {versions['metadnas_ext']}{commit}; "
         f"{results.date[:10]}"
@@ -82,6 +86,14 @@ def _grid(variants: tuple[str, ...], cases: Sequence[CaseResult], brief: bool) -
         columns += [(head, cells) for head, cells in extra if set(cells) != {NOT_MEASURED}]
     headers, cells = zip(*columns, strict=True)
     return Grid(headers, tuple(zip(*cells, strict=True)))
+
+
+def _whole_search(case: CaseResult) -> str:
+    """What DARTS's search on CIFAR-10 would take at this rate: 50 epochs of 25,000 images."""
+    steps = 50 * -(-25_000 // case.params["batch"])
+    times = {name: duration(steps * v.median) for name, v in case.shown().items()}
+    listed = ", ".join(f"{name} {time}" for name, time in times.items())
+    return f"{case.title}: {steps:,} steps, as many as DARTS searches CIFAR-10 for, take {listed}."
 
 
 def _rate(case: CaseResult, work: float | None, yardstick: float | None) -> str:

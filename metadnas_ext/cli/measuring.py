@@ -82,9 +82,8 @@ def bench(
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compare with torch.compile too; minutes a case.")
     ] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Peak memory of a step, each in its own process.")
-    ] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Peak memory of a step.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:<n> or auto.")] = "cpu",
     tiny: Annotated[
         bool, typer.Option("--tiny", help="At tiny sizes: only whether everything works.")
     ] = False,
@@ -103,16 +102,18 @@ def bench(
         import torch
 
         from metadnas_ext.bench.command import list_cases, run
+        from metadnas_ext.bench.device import bench_device
         from metadnas_ext.bench.measure import Settings
         from metadnas_ext.bench.registry import select
 
-        chosen = select(cases or (), full=full or list_)
         if list_:
-            list_cases(chosen, console)
+            list_cases(select(cases or (), full=True, large=True), console)
             return
+        measured = bench_device(device)
+        chosen = select(cases or (), full, large=measured.type == "cuda")
         if threads is not None:
             torch.set_num_threads(threads)
-        settings = Settings(repeats, seconds, compile_, memory, tiny)
+        settings = Settings(repeats, seconds, compile_, memory, tiny, str(measured))
         run(chosen, settings, out, console, resume=resume)
 
 

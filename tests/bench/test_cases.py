@@ -18,7 +18,11 @@ from metadnas_ext.bench.cases import aggregation as aggregation_cases
 from metadnas_ext.bench.registry import CASES, GROUPS, select
 from metadnas_ext.errors import BenchmarkError
 from metadnas_ext.nn import DerivedNet, MixedOp, Supernet
+from metadnas_ext.search import graphs
+from metadnas_ext.search.graphs import EagerReplay
 from metadnas_ext.space import DARTS_V2, NetworkShape
+
+from .._pretend_gpu import GPU, PretendGPU
 
 
 def distinct() -> list[Case]:
@@ -40,6 +44,22 @@ def test_variants_agree(case: Case) -> None:
         assert outcome.keys() == expected.keys()
         if variant.comparable:
             assert compare(expected, outcome, setup.tolerance, name) <= setup.tolerance
+
+
+@pytest.mark.parametrize("case", distinct(), ids=lambda case: case.name)
+def test_everything_is_on_the_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended GPU, which refuses what mixes devices."""
+    monkeypatch.setattr(aggregation_cases, "free_memory", lambda device: 10**9)
+    # Steps are not captured on what is no GPU.
+    monkeypatch.setattr(graphs, "CUDAReplay", lambda run, inputs, pool: EagerReplay(run, inputs))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    with PretendGPU() as gpu:
+        for name, make in case.setup(tiny=True, device=GPU).makers().items():
+            variant = make()
+            values = (
+                v for v in variant.step().values() for v in ([v] if torch.is_tensor(v) else v)
+            )
+            assert all(map(gpu.has, [*values, *variant.parameters])), name
 
 
 @pytest.mark.parametrize("name", ["search_step/c8-5-cells-b16", "federated_round/8-clients"])
@@ -131,7 +151,7 @@ def test_work(name: str, passes: int) -> None:
 
 
 def test_aggregation_takes_fewer_clients_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregation_cases, "available_memory", lambda: 3 * 4 * 50 * 6)
+    monkeypatch.setattr(aggregation_cases, "free_memory", lambda device: 3 * 4 * 50 * 6)
     setup = aggregation_cases.mean(clients=20, width=50)
     assert setup.note == "7 clients only: 20 do not fit into memory"
     assert setup.work == Work(bytes=4 * 8 * 50)
@@ -177,7 +197,7 @@ def test_groups_and_names() -> None:
     ("patterns", "full", "count"),
     [
         ((), False, sum(case.quick for case in CASES.values())),
-        ((), True, len(CASES)),
+        ((), True, sum(not case.large for case in CASES.values())),
         (("mixed_op",), False, 5),
         (("cohort/*", "cohort/c16-32x32"), False, 3),
         (("supernet/c16-8-cells-b64",), False, 1),
@@ -186,6 +206,12 @@ def test_groups_and_names() -> None:
 def test_select(patterns: tuple[str, ...], full: bool, count: int) -> None:
     chosen = select(patterns, full)
     assert len(chosen) == len({case.name for case in chosen}) == count
+
+
+def test_a_gpu_measures_more() -> None:
+    assert len(select(full=True, large=True)) == len(CASES)
+    assert select(large=True) == select()
+    assert all(case.large for case in select(["supernet_cohort"]))
 
 
 @pytest.mark.parametrize(

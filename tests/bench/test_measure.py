@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from metadnas_ext.bench import memory
-from metadnas_ext.bench.case import OURS, Case, Outcome, Setup, Variant, Work
+from metadnas_ext.bench.case import COMPILED, GRAPH, OURS, Case, Outcome, Setup, Variant, Work
+from metadnas_ext.bench.device import bench_device
 from metadnas_ext.bench.measure import Settings, Yardsticks, run_case
-from metadnas_ext.bench.results import CaseResult
+from metadnas_ext.bench.results import CaseResult, VariantResult
 from metadnas_ext.bench.saved import most_saved
 from metadnas_ext.errors import BenchmarkError
 
@@ -21,7 +22,7 @@ ONE = torch.ones(3)
 
 
 def case_of(steps: dict[str, Callable[[], Outcome]], work: Work = Work()) -> Case:  # noqa: B008
-    def make(clients: int) -> Setup:
+    def make(clients: int, device: torch.device) -> Setup:
         makers = {name: lambda step=step: Variant(step) for name, step in steps.items()}
         return Setup(makers, 1e-3, work)
 
@@ -102,7 +103,8 @@ def broken(mode: str) -> Variant:
 
 def test_what_torch_compile_gets_wrong_is_noted() -> None:
     case = case_of({"a": sleeping(0), OURS: sleeping(0)})
-    compiled = replace(case, make=lambda clients: replace(case.make(clients), compiled=broken))
+    setup = replace(case.setup(tiny=True), compiled=broken)
+    compiled = replace(case, make=lambda **sizes: setup)
     result = run(compiled, repeats=1, compile=True)
     assert list(result.variants) == ["a", OURS]
     assert result.note == (
@@ -110,6 +112,51 @@ def test_what_torch_compile_gets_wrong_is_noted() -> None:
         "torch.compile max-autotune-no-cudagraphs failed (BenchmarkError)"
     )
     assert run(compiled, repeats=1).note == ""
+
+
+def test_graphs_follow_the_steps_they_are_made_of() -> None:
+    """Ours last, and none of what captures graphs itself or cannot be captured."""
+    case = case_of({"a": sleeping(0), OURS: sleeping(0)})
+    setup = replace(case.setup(), compiled=broken, graphs=True)
+    seen = []
+
+    def capture(variant: Variant) -> Variant:
+        seen.append(variant)
+        return replace(variant, parameters=[ONE])
+
+    makers = setup.makers(("b", "max-autotune"), capture)
+    compiled = [f"{COMPILED} b", f"{COMPILED} b{GRAPH}", f"{COMPILED} max-autotune"]
+    assert list(makers) == ["a", f"a{GRAPH}", *compiled, OURS, OURS + GRAPH]
+    assert makers[OURS + GRAPH]().parameters == [ONE]
+    assert [variant.step for variant in seen] == [makers[OURS]().step]
+    assert list(replace(setup, graphs=False).makers((), capture)) == ["a", OURS]
+    assert list(setup.makers()) == ["a", OURS]
+
+
+def test_ratios_are_to_the_graph_where_there_is_one() -> None:
+    times = {"a": 8.0, f"a{GRAPH}": 4.0, OURS: 2.0, OURS + GRAPH: 1.0}
+    times |= {f"{COMPILED} b": 3.0, f"{COMPILED} b{GRAPH}": 2.5}
+    variants = {name: VariantResult([value], value) for name, value in times.items()}
+    result = CaseResult("group/case", "a case", {}, variants)
+    assert list(result.shown()) == ["a", f"a{GRAPH}", COMPILED, OURS, OURS + GRAPH]
+    assert result.ratios() == {"a": 8.0, f"a{GRAPH}": 4.0, COMPILED: 2.5, OURS: 2.0}
+    assert CaseResult.from_json(result.to_json()).ratios() == result.ratios()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "--device is 'gpu', expected cpu, cuda, cuda:<n> or auto"),
+        ("cuda", "--device is 'cuda', but torch .* finds no GPU"),
+    ],
+)
+def test_devices_that_cannot_be_measured(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BenchmarkError, match=message):
+        bench_device(name)
+    assert bench_device("cpu") == bench_device("auto") == torch.device("cpu")
 
 
 def test_yardsticks_only_where_the_work_is_known() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from metadnas_ext.bench import docs
 from metadnas_ext.bench.case import OURS
 from metadnas_ext.bench.plot import plot_speedups
-from metadnas_ext.bench.results import Results, VariantResult
+from metadnas_ext.bench.results import CaseResult, Results, VariantResult
 from metadnas_ext.bench.tables import origin, ratio_text, sections, time_text
 from metadnas_ext.errors import BenchmarkError
 
@@ -42,6 +42,22 @@ def test_the_file_holds_figures_that_follow_from_the_times() -> None:
     assert nchw["iqr"] == pytest.approx(0.1)
     expected = {"eager NCHW": 15, "eager channels-last": 5, "torch.compile": 3}
     assert case["ratios"] == pytest.approx(expected)
+
+
+def test_a_gpu_is_named_first() -> None:
+    results = Results.load(SAMPLE)
+    before = origin(results)
+    results.machine |= {"gpu": "Some GPU", "gpu_memory_bytes": 141_000_000_000}
+    assert origin(results) == f"Some GPU, 141 GB; {before}"
+
+
+def test_a_step_of_search_says_what_a_search_takes() -> None:
+    """25,000 images in batches of 64 are 391 steps, 50 times."""
+    variants = {"eager NCHW": VariantResult([1.0], 1.0), OURS: VariantResult([0.1], 0.1)}
+    case = CaseResult("search_step/a", "C 16", {"batch": 64}, variants)
+    (section,) = sections([case])
+    expected = "C 16: 19,550 steps, as many as DARTS searches CIFAR-10 for, take "
+    assert section.notes == (f"{expected}eager NCHW 5 h 25 min, metadnas_ext 32 min 35 s.",)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torch import Tensor
 from metadnas_ext import aggregate
 from metadnas_ext.aggregation import METHODS
 from metadnas_ext.bench.case import OURS, Case, Outcome, Setup, Variant, Work
-from metadnas_ext.bench.machine import available_memory
+from metadnas_ext.bench.device import free_memory
+from metadnas_ext.placement import CPU
 
 TOLERANCE = 1e-4
 LOOP = "torch, client by client"
@@ -22,10 +23,10 @@ ALPHA = 2 * 14 * 8  # numbers of α
 FLOAT = 4  # bytes
 
 
-def mean(clients: int, width: int) -> Setup:
+def mean(clients: int, width: int, device: torch.device = CPU) -> Setup:
     """FedAvg's weighted mean of (clients, width)."""
-    updates, note = _updates(clients, width)
-    weights = torch.rand(len(updates)) + 0.5
+    updates, note = _updates(clients, width, device)
+    weights = (torch.rand(len(updates)) + 0.5).to(device)
 
     def loop() -> Tensor:
         total = torch.zeros_like(updates[0])
@@ -41,9 +42,9 @@ def mean(clients: int, width: int) -> Setup:
     )
 
 
-def median(clients: int, width: int) -> Setup:
+def median(clients: int, width: int, device: torch.device = CPU) -> Setup:
     """Coordinate-wise median of an odd number of clients, which all agree on."""
-    updates, note = _updates(clients, width)
+    updates, note = _updates(clients, width, device)
     return _setup(
         updates,
         note,
@@ -55,9 +56,9 @@ def median(clients: int, width: int) -> Setup:
     )
 
 
-def trimmed_mean(clients: int, width: int) -> Setup:
+def trimmed_mean(clients: int, width: int, device: torch.device = CPU) -> Setup:
     """Coordinate-wise mean without the lowest and the highest tenth."""
-    updates, note = _updates(clients, width)
+    updates, note = _updates(clients, width, device)
     cut = len(updates) // 10
     return _setup(
         updates,
@@ -67,19 +68,19 @@ def trimmed_mean(clients: int, width: int) -> Setup:
     )
 
 
-def krum(clients: int, width: int) -> Setup:
+def krum(clients: int, width: int, device: torch.device = CPU) -> Setup:
     """The update nearest to its neighbours (Blanchard et al., NeurIPS 2017)."""
-    return _krum("krum", clients, width, chosen=1)
+    return _krum("krum", clients, width, device, chosen=1)
 
 
-def multi_krum(clients: int, width: int) -> Setup:
+def multi_krum(clients: int, width: int, device: torch.device = CPU) -> Setup:
     """The mean of the updates nearest to their neighbours, all but the f that may be arbitrary."""
-    return _krum("multi_krum", clients, width, chosen=clients - _tolerable(clients))
+    return _krum("multi_krum", clients, width, device, chosen=clients - _tolerable(clients))
 
 
-def geometric_median(clients: int, width: int) -> Setup:
+def geometric_median(clients: int, width: int, device: torch.device = CPU) -> Setup:
     """Weiszfeld's iteration: the mean, weighted by the inverse distances, over and over."""
-    updates, note = _updates(clients, width)
+    updates, note = _updates(clients, width, device)
 
     def weiszfeld() -> Tensor:
         point = updates.mean(0)
@@ -98,8 +99,8 @@ def geometric_median(clients: int, width: int) -> Setup:
     )
 
 
-def _krum(how: str, clients: int, width: int, chosen: int) -> Setup:
-    updates, note = _updates(clients, width)
+def _krum(how: str, clients: int, width: int, device: torch.device, chosen: int) -> Setup:
+    updates, note = _updates(clients, width, device)
     near = len(updates) - _tolerable(len(updates)) - 2
 
     def nearest(distances: Tensor) -> Tensor:
@@ -139,16 +140,16 @@ def _setup(
 
     traffic = FLOAT * (updates.numel() + updates.shape[1])
     makers = {name: partial(variant, call) for name, call in {**others, OURS: ours}.items()}
-    return Setup(makers, TOLERANCE, Work(bytes=traffic), note=note)
+    return Setup(makers, TOLERANCE, Work(bytes=traffic), note=note, graphs=True)
 
 
-def _updates(clients: int, width: int) -> tuple[Tensor, str]:
+def _updates(clients: int, width: int, device: torch.device) -> tuple[Tensor, str]:
     """Random updates, as many as a third of the free memory holds, and a note if that is fewer."""
-    fitting = available_memory() // (3 * FLOAT * width)
+    fitting = free_memory(device) // (3 * FLOAT * width)
     count = max(3, min(clients, fitting | 1))  # odd if cut, for the median
     draw = torch.Generator().manual_seed(0)
     note = "" if count == clients else f"{count} clients only: {clients} do not fit into memory"
-    return torch.randn(count, width, generator=draw), note
+    return torch.randn(count, width, generator=draw).to(device), note
 
 
 def _case(
@@ -159,6 +160,7 @@ def _case(
     width: int,
     others: tuple[str, ...],
     quick: bool = True,
+    large: bool = False,
 ) -> Case:
     return Case(
         f"aggregation/{what}",
@@ -168,6 +170,7 @@ def _case(
         {"clients": min(clients, 11), "width": min(width, 64)},
         (*others, OURS),
         quick,
+        large,
     )
 
 
@@ -183,6 +186,13 @@ def _means() -> list[Case]:
         _case("mean-weights-256", title, mean, 256, 2_000_000, others, quick=False),
         _case("mean-weights-16", "mean of 16 × 2 M weights", mean, 16, 2_000_000, others),
     ]
+
+
+def _large() -> list[Case]:
+    """What only a GPU sorts in reasonable time."""
+    title = "median of 255 × 2 M weights"
+    others = (MEDIAN, SORT)
+    return [_case("median-weights-255", title, median, 255, 2_000_000, others, False, True)]
 
 
 def _robust() -> list[Case]:
@@ -203,4 +213,4 @@ def _robust() -> list[Case]:
     ]
 
 
-CASES = (*_means(), *_robust())
+CASES = (*_means(), *_robust(), *_large())

@@ -13,28 +13,32 @@ from metadnas_ext.bench import baseline
 from metadnas_ext.bench.case import CHANNELS_LAST, NCHW, OURS, Case, Outcome, Setup, Variant, Work
 from metadnas_ext.fuse import fuse
 from metadnas_ext.nn import DerivedNet, Supernet
+from metadnas_ext.placement import CPU
 from metadnas_ext.space import DARTS_V2, NetworkShape, cost_table, genotype_cost
 
 TOLERANCE = 5e-2  # single precision, through a whole network of relus
 CLASSES = 10
 
 
-def supernet(channels: int, layers: int, nodes: int, batch: int, size: int) -> Setup:
+def supernet(
+    channels: int, layers: int, nodes: int, batch: int, size: int, device: torch.device = CPU
+) -> Setup:
     """Cross-entropy, forward and backward, gradients of all weights and of α."""
     torch.manual_seed(0)
     shape = NetworkShape(channels, layers, nodes, CLASSES, size)
-    costs = cost_table(shape)
-    macs = costs.fixed + float(costs.cells.sum())
     return _setup(
         baseline.Supernet(shape),
         lambda: Supernet(channels, CLASSES, layers, nodes=nodes, image_size=size),
         torch.randn(batch, 3, size, size),
-        _training,
-        Work(flop=3 * 2 * macs * batch),
+        training,
+        Work(flop=training_flop(shape, batch)),
+        device,
     )
 
 
-def fused(channels: int, layers: int, nodes: int, batch: int, size: int) -> Setup:
+def fused(
+    channels: int, layers: int, nodes: int, batch: int, size: int, device: torch.device = CPU
+) -> Setup:
     """The same step of the ordinary modules themselves, behind `fuse`."""
     torch.manual_seed(0)
     shape = NetworkShape(channels, layers, nodes, CLASSES, size)
@@ -45,19 +49,27 @@ def fused(channels: int, layers: int, nodes: int, batch: int, size: int) -> Setu
         fuse(net)
         return net
 
-    return _setup(eager, ours, torch.randn(batch, 3, size, size), _training, Work())
+    return _setup(eager, ours, torch.randn(batch, 3, size, size), training, Work(), device)
 
 
-def derived(channels: int, layers: int, batch: int, size: int) -> Setup:
+def derived(channels: int, layers: int, batch: int, size: int, device: torch.device = CPU) -> Setup:
     """The second-order DARTS genotype: cross-entropy, forward and backward."""
     eager, ours, x, macs = _derived(channels, layers, batch, size)
-    return _setup(eager, ours, x, _training, Work(flop=3 * 2 * macs * batch))
+    return _setup(eager, ours, x, training, Work(flop=3 * 2 * macs * batch), device)
 
 
-def derived_inference(channels: int, layers: int, batch: int, size: int) -> Setup:
+def derived_inference(
+    channels: int, layers: int, batch: int, size: int, device: torch.device = CPU
+) -> Setup:
     """The second-order DARTS genotype in eval mode, without gradients."""
     eager, ours, x, macs = _derived(channels, layers, batch, size)
-    return _setup(eager, ours, x, _inference, Work(flop=2 * macs * batch))
+    return _setup(eager, ours, x, inference, Work(flop=2 * macs * batch), device)
+
+
+def training_flop(shape: NetworkShape, images: int) -> float:
+    """Of a supernet's convolutions and products, forward and backward."""
+    costs = cost_table(shape)
+    return 3 * 2 * (costs.fixed + float(costs.cells.sum())) * images
 
 
 def compile_parts(net: nn.Module, mode: str) -> None:
@@ -96,7 +108,9 @@ def _setup(
     x: Tensor,
     variant: Callable[[nn.Module, Tensor], Variant],
     work: Work,
+    device: torch.device,
 ) -> Setup:
+    eager, x = eager.to(device), x.to(device)
     last = x.contiguous(memory_format=torch.channels_last)
 
     def channels_last(mode: str | None = None) -> Variant:
@@ -106,7 +120,7 @@ def _setup(
         return variant(net, last)
 
     def ours() -> Variant:
-        net = make_ours()
+        net = make_ours().to(device)
         net.load_state_dict(eager.state_dict())
         return variant(net, last)
 
@@ -119,11 +133,13 @@ def _setup(
         TOLERANCE,
         work,
         channels_last,
+        graphs=True,
     )
 
 
-def _training(net: nn.Module, x: Tensor) -> Variant:
-    labels = torch.arange(len(x)) % CLASSES
+def training(net: nn.Module, x: Tensor) -> Variant:
+    """Cross-entropy, forward and backward with fresh gradients."""
+    labels = (torch.arange(len(x)) % CLASSES).to(x.device)
     parameters = dict(sorted(net.named_parameters()))
 
     def step() -> Outcome:
@@ -136,7 +152,7 @@ def _training(net: nn.Module, x: Tensor) -> Variant:
     return Variant(step, list(parameters.values()))
 
 
-def _inference(net: nn.Module, x: Tensor) -> Variant:
+def inference(net: nn.Module, x: Tensor) -> Variant:
     net.eval()
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from metadnas_ext.data import ClientSplit, MemoryStore
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.methods.meta_dnas import MetaDNAS
 from metadnas_ext.nn import NetworkPlan
+from metadnas_ext.placement import CPU
 from metadnas_ext.search.architect import FirstOrder
 from metadnas_ext.search.cohort import TrainBatches
 from metadnas_ext.search.objective import Objective
@@ -31,9 +32,13 @@ TOLERANCE = (
 ALPHA_LR = 3e-4  # as in DARTS
 
 
-def step_on_alpha_and_w(channels: int, layers: int, nodes: int, batch: int, size: int) -> Setup:
+def step_on_alpha_and_w(
+    channels: int, layers: int, nodes: int, batch: int, size: int, device: torch.device = CPU
+) -> Setup:
     """First-order DARTS: Adam on α on a validation batch, SGD on w on a training batch."""
-    federation = _federation(1, batch, batch, NetworkShape(channels, layers, nodes, CLASSES, size))
+    federation = _federation(
+        1, batch, batch, NetworkShape(channels, layers, nodes, CLASSES, size), device
+    )
     start = _Start.of(federation)
 
     def eager(form: torch.memory_format, mode: str | None = None) -> Variant:
@@ -64,11 +69,18 @@ def step_on_alpha_and_w(channels: int, layers: int, nodes: int, batch: int, size
 
 
 def round_of(
-    clients: int, images: int, channels: int, layers: int, nodes: int, batch: int, size: int
+    clients: int,
+    images: int,
+    channels: int,
+    layers: int,
+    nodes: int,
+    batch: int,
+    size: int,
+    device: torch.device = CPU,
 ) -> Setup:
     """A round of Meta-DNAS, all clients in one cohort, `images` training images each."""
     federation = _federation(
-        clients, images, batch, NetworkShape(channels, layers, nodes, CLASSES, size)
+        clients, images, batch, NetworkShape(channels, layers, nodes, CLASSES, size), device
     )
     start = _Start.of(federation)
 
@@ -114,7 +126,8 @@ class _Start(NamedTuple):
         method = MetaDNAS(federation)
         server, plan = method.server, method.plan
         assert isinstance(federation.shape, NetworkShape)
-        state = baseline.Supernet(federation.shape).state_dict()  # for batch norm's step counters
+        eager = baseline.Supernet(federation.shape).to(federation.device)
+        state = eager.state_dict()  # for batch norm's step counters
         state |= plan.parameters.views(server.theta) | plan.running.views(server.running)
         state |= {"alphas_normal": server.alpha[0], "alphas_reduce": server.alpha[1]}
         return cls(plan, server.theta, server.running, server.alpha, state)
@@ -151,7 +164,7 @@ def _local_search(
     assert isinstance(federation.shape, NetworkShape)
     net = baseline.Supernet(federation.shape)
     net.load_state_dict(start.state)
-    net = net.to(memory_format=form)  # type: ignore[call-overload]
+    net = net.to(federation.device, memory_format=form)  # type: ignore[call-overload]
     if mode is not None:
         compile_parts(net, mode)
     return LocalSearch(net, federation.config.client, form)
@@ -168,10 +181,13 @@ def _batches(federation: Federation, client: int) -> TrainBatches:
         config.data.augment,
         config.run.seed,
         "round/0",
+        device=federation.device,
     )
 
 
-def _federation(clients: int, images: int, batch: int, shape: NetworkShape) -> Federation:
+def _federation(
+    clients: int, images: int, batch: int, shape: NetworkShape, device: torch.device
+) -> Federation:
     """Random images; no penalty and no pull, which eager DARTS does not have."""
     config = Config().updated(
         {
@@ -187,6 +203,8 @@ def _federation(clients: int, images: int, batch: int, shape: NetworkShape) -> F
             "client.beta_decay": 0.0,
             "server.clients_per_round": clients,
             "server.cohort": clients,
+            "run.device": str(device),
+            "client.graphs": device.type == "cuda",
         }
     )
     costs = cost_table(shape)
@@ -198,8 +216,9 @@ def _federation(clients: int, images: int, batch: int, shape: NetworkShape) -> F
     )
     budgets = torch.full((clients,), dearest_cost(costs), dtype=torch.float64)
     everyone = tuple(range(clients))
-    store = _store(clients * each, shape.image_size)
-    return Federation(config, store, splits, everyone, (), shape, (costs,), (0,) * clients, budgets)
+    store = _store(clients * each, shape.image_size).to(device)
+    facts = (config, store, splits, everyone, (), shape, (costs,), (0,) * clients, budgets)
+    return Federation(*facts, device=device)
 
 
 def _store(images: int, size: int) -> MemoryStore:
