@@ -138,18 +138,21 @@ def epochs_to(
     """Local epochs of adaptation until the clients' mean accuracy reaches that of `targets`.
 
     Read from the adaptation curves of the clients that have one and a target, at the numbers of
-    steps measured; the mean over clients of the epochs so many steps are. NaN without curves or if
-    the last point is still below.
+    steps measured, then at the end of each client's own training; the mean over clients of the
+    epochs so many steps are. NaN without curves or if the end is still below.
     """
     curves = [(r, r.adaptation) for r in results if r.adaptation and r.client in targets]
     if not curves:
         return math.nan
     wanted = mean([targets[r.client] for r, _ in curves])
     shared = set.intersection(*({int(step) for step in curve} for _, curve in curves))
-    for step in sorted(shared):
-        if mean([curve[str(step)] for _, curve in curves]) >= wanted - 1e-12:
-            epochs = [step / math.ceil(max(r.train_size, 1) / batch_size) for r, _ in curves]
-            return mean(epochs)
+    points = [([step] * len(curves), [c[str(step)] for _, c in curves]) for step in sorted(shared)]
+    if all(r.steps is not None for r, _ in curves):
+        points.append(([r.steps or 0 for r, _ in curves], [r.test_accuracy for r, _ in curves]))
+    for steps, accuracies in points:
+        if mean(accuracies) >= wanted - 1e-12:
+            per_epoch = [math.ceil(max(r.train_size, 1) / batch_size) for r, _ in curves]
+            return mean([count / each for count, each in zip(steps, per_epoch, strict=True)])
     return math.nan
 
 

@@ -168,3 +168,17 @@ def test_epochs_to(make) -> None:
     assert epochs_to(results, {0: 0.0}, 50) == 0
     assert math.isnan(epochs_to(results, {0: 1.0, 1: 0.8}, 50))
     assert math.isnan(epochs_to(results, {2: 0.1}, 50))
+
+
+def test_epochs_to_the_end(make) -> None:
+    """Behind the curve comes what each client ended with, after steps of its own number."""
+    curve = {"0": 0.1, "10": 0.5}
+    ends = [
+        make.result(0, 0.7, train_size=100, steps=16, adaptation=curve),
+        make.result(1, 0.9, train_size=200, steps=40, adaptation=curve),
+    ]
+    results = [ClientResult.from_json(end) for end in ends]
+    assert epochs_to(results, {0: 0.8, 1: 0.8}, 50) == pytest.approx((16 / 2 + 40 / 4) / 2)
+    assert math.isnan(epochs_to(results, {0: 0.9, 1: 0.8}, 50))
+    results.append(ClientResult.from_json(make.result(2, 1.0, adaptation=curve)))
+    assert math.isnan(epochs_to(results, {0: 0.8, 1: 0.8, 2: 0.8}, 50))
