@@ -31,7 +31,8 @@ from metadnas_ext.ops import (
     weighted_mean,
 )
 
-REPEATS = 20
+REPEATS, WARM_UP = 20, 3
+LONGEST_MS = 2000.0  # of one case's runs together
 
 
 @dataclass
@@ -46,20 +47,20 @@ class Figure:
 
 
 def elapsed_ms(run: Callable[[], object], device: torch.device) -> float:
-    """Median of several runs, after a few to warm up."""
+    """Median of several runs, after a few to warm up; of fewer where they are slow."""
     if device.type != "cuda":
         start = time.perf_counter()
         run()
         return (time.perf_counter() - start) * 1e3
-    times = []
-    for _ in range(REPEATS + 3):
+    times: list[float] = []
+    while len(times) < REPEATS + WARM_UP and sum(times) < LONGEST_MS:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    return statistics.median(times[3:])
+    return statistics.median(times[WARM_UP:] or times[-1:])
 
 
 def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
