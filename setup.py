@@ -21,6 +21,7 @@ OPTIMISE = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-DNDEBUG", "-g0"]
 # Contraction to FMA is the compiler's default in GNU mode only; the kernels count on it.
 FLAGS = ["-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden", *(["-g"] if DEBUG else [])]
+NVCC_FLAGS += ["--threads=4"]  # architectures beside one another: the largest file takes minutes
 # Plans hold no tensors: both libraries have their own copy.
 SHARED_SOURCES = ["csrc/cell/graph.cpp", "csrc/mixed_op/plan.cpp"]
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call of under ten minutes: builds the package against the torch
-# that is here, tests it on the GPU, looks for bad memory accesses, times it. A part that fails does
-# not stop the next one; the summary comes last.
+# that is here, tests it on the GPU, looks for bad memory accesses and races, times it. A part that
+# fails does not stop the next one; the summary comes last. Results to be committed are the JSON
+# files, named after the GPU.
 #
 # usage: bench/gpu_check.sh [FOLDER]    (results; default runs/gpu_check)
 # Environment: PYTHON, TORCH_CUDA_ARCH_LIST (default: the GPU's own), MAX_JOBS
@@ -12,8 +13,16 @@ out=$(realpath -m "${1:-runs/gpu_check}")
 mkdir -p "$out"
 python=${PYTHON:-python3}
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
-architecture='import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))'
-export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$("$python" -c "$architecture")}
+gpu='import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))
+print("_".join(torch.cuda.get_device_name().lower().split()))'
+if ! found=$("$python" -c "$gpu"); then
+  echo "gpu_check.sh: torch of $python finds no GPU" >&2
+  exit 1
+fi
+{ read -r architecture && read -r machine; } <<<"$found"
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$architecture}
+# Kernels of a file beside one another; nvcc of CUDA 12.3 and later.
+export NVCC_APPEND_FLAGS="--split-compile=0 ${NVCC_APPEND_FLAGS:-}"
 # An installation of its own, beside the image's packages, and no checkout on the path: tests run
 # against what was built.
 site=$out/site
@@ -33,8 +42,13 @@ build() {
     --target "$site" --upgrade .
 }
 
-# Only what runs on the GPU.
-tests() { (cd "$out" && "$python" -P -m pytest "$OLDPWD/tests/ops" --device=cuda -p no:cacheprovider); }
+# Only what runs on the GPU; in several processes where pytest-xdist is installed.
+tests() {
+  local workers=()
+  if "$python" -P -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
+  (cd "$out" && "$python" -P -m pytest "$OLDPWD/tests/ops" --device=cuda -p no:cacheprovider \
+    "${workers[@]}")
+}
 
 # Whole runs, against the same ones on the CPU; these tests look for a GPU themselves.
 runs() {
@@ -42,28 +56,40 @@ runs() {
     -p no:cacheprovider)
 }
 
-sanitize() {
-  local names="modes or ragged or every_rank or twin or equals_numpy"
-  (cd "$out" && compute-sanitizer --tool memcheck --error-exitcode 9 --launch-timeout 120 \
-    "$python" -P -m pytest "$OLDPWD/tests/ops" --device=cuda -p no:cacheprovider -x \
-    -k "($names) and not channels" --maxfail 1)
+# A tool of compute-sanitizer on the tests of these names. Every tensor has memory of its own, not a
+# part of torch's larger blocks, in which an access behind its end would go unseen.
+sanitized() {
+  local sanitizer
+  sanitizer=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer)
+  (cd "$out" && PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 9 \
+    --launch-timeout 120 "$python" -P -m pytest "$OLDPWD/tests/ops" --device=cuda \
+    -p no:cacheprovider -x -k "$2")
+}
+memory() {
+  sanitized memcheck "(modes or ragged or every_rank or twin or equals_numpy) and not channels"
+}
+races() { sanitized racecheck "one_candidate_an_edge or each_candidate or untrimmed or twin"; }
+
+ops() { (cd "$out" && "$python" -P "$OLDPWD/bench/gpu_ops.py" --out "$out/${machine}_ops.json"); }
+networks() {
+  (cd "$out" && "$python" -P "$OLDPWD/bench/gpu_networks.py" --out "$out/${machine}_networks.json")
 }
 
-ops() { (cd "$out" && "$python" -P "$OLDPWD/bench/gpu_ops.py" --out "$out/gpu_ops.json"); }
-
-export -f build tests runs sanitize ops
-export out python site
+export -f build tests runs sanitized memory races ops networks
+export out python site machine
 nvidia-smi >"$out/nvidia-smi.txt" 2>&1
-if part build 200 build; then
+if part build 220 build; then
   (cd "$out" && "$python" -P -c 'from metadnas_ext import build_info; print(build_info())') |
     tee -a "$out/summary.txt"
-  part tests 150 tests
-  part runs 60 runs
-  part sanitize 90 sanitize
-  part bench 90 ops
+  part tests 120 tests
+  part runs 40 runs
+  part ops 40 ops
+  part networks 75 networks
+  part memory 55 memory
+  part races 40 races
 fi
 rm -rf "$site" build/bdist.*
-for log in build tests runs sanitize bench; do
+for log in build tests runs ops networks memory races; do
   if [[ -e $out/$log.log ]]; then echo "--- $log" && tail -n 12 "$out/$log.log"; fi
 done
 cat "$out/summary.txt"
