@@ -60,7 +60,10 @@ runs() {
 # part of torch's larger blocks, in which an access behind its end would go unseen.
 sanitized() {
   local sanitizer
-  sanitizer=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer)
+  if ! sanitizer=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer); then
+    echo "there is no compute-sanitizer (PATH, CUDA_HOME/bin)"
+    return 127
+  fi
   (cd "$out" && PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 9 \
     --launch-timeout 120 "$python" -P -m pytest "$OLDPWD/tests/ops" --device=cuda \
     -p no:cacheprovider -x -k "$2")
