@@ -8,6 +8,7 @@ be built), TORCH_CUDA_ARCH_LIST (default: 8.0, 9.0, 10.0 and PTX for what comes 
 import os
 from pathlib import Path
 
+import pybind11
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -20,6 +21,7 @@ OPTIMISE = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-DNDEBUG", "-g0"]
 # Contraction to FMA is the compiler's default in GNU mode only; the kernels count on it.
 FLAGS = ["-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden", *(["-g"] if DEBUG else [])]
+NVCC_FLAGS += ["--threads=4"]  # architectures beside one another: the largest file takes minutes
 # Plans hold no tensors: both libraries have their own copy.
 SHARED_SOURCES = ["csrc/cell/graph.cpp", "csrc/mixed_op/plan.cpp"]
 
@@ -43,7 +45,8 @@ def cpu_extension() -> CppExtension:
     return CppExtension(
         name="metadnas_ext._C",
         sources=[path for path in sources("csrc/**/*.cpp") if path not in cuda],
-        include_dirs=[str(ROOT / "csrc")],
+        # The pybind11 within torch 2.11 refuses to be included beside TORCH_TARGET_VERSION.
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         extra_compile_args={"cxx": FLAGS + OPTIMISE + DEFINES},
     )
 

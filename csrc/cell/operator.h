@@ -207,14 +207,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const Inputs in(s0, s1, weights, params, counts, sources, targets, candidates, reduction, affine,
                   keep);
   const bool training = !running.has_value();
-  Tensor stats = Device::empty(s0, in.stats_shape(), wide_type(s0));
   if (!training) {
     check_shape(kOp, "running", *running, in.stats_shape());
     check_wide(kOp, "running", *running, s0);
-    torch::stable::copy_(stats, *running);
   } else if (in.plan.norm_slots > 0) {
     check_variance(kOp, in.counts, in.geometry.out_pixels(), s0);
   }
+  Tensor stats = Device::empty(s0, in.stats_shape(), wide_type(s0));
+  if (!training) torch::stable::copy_(stats, *running);
   Tensor z = Device::empty(s0, in.z_shape(), s0.scalar_type());
   Tensor out = Device::empty(s0, in.out_shape(), s0.scalar_type());
   Device::zero_rest(in.counts, z, in.plan.kept);

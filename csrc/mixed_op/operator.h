@@ -102,14 +102,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weights, Tensor para
   check_activations(kOp, "x", x, Device::kHalf);
   const Inputs in(x, weights, params, counts, candidates, stride, affine, keep);
   const bool training = !running.has_value();
-  Tensor stats = Device::empty(x, in.stats_shape(), wide_type(x));
   if (!training) {
     check_shape(kOp, "running", *running, in.stats_shape());
     check_wide(kOp, "running", *running, x);
-    torch::stable::copy_(stats, *running);
   } else if (!in.plan.norms.empty()) {
     check_variance(kOp, in.counts, in.geometry.out_pixels(), x);
   }
+  Tensor stats = Device::empty(x, in.stats_shape(), wide_type(x));
+  if (!training) torch::stable::copy_(stats, *running);
   Tensor z = Device::empty(x, in.z_shape(), x.scalar_type());
   Tensor out = Device::empty(x, in.out_shape(), x.scalar_type());
   Device::zero_rest(in.counts, z, in.plan.kept);

@@ -106,17 +106,17 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optiona
   check_activations(x, Device::kHalf);
   const Inputs in(x, params, counts, channels, stride, relu, affine);
   const bool training = !running.has_value();
-  Tensor stats = Device::empty(x, in.stats_shape(), wide_type(x));
   if (!training) {
     check_shape(kOp, "running", *running, in.stats_shape());
     in.check_wide("running", *running);
-    torch::stable::copy_(stats, *running);
   } else {
     const int64_t positions = in.counted.fewest() * in.shape.out_pixels();
     STD_TORCH_CHECK(positions > 1, kOp,
                     ": batch statistics need more than 1 value per channel, got ", positions,
                     "; x has shape ", shape_text(x));
   }
+  Tensor stats = Device::empty(x, in.stats_shape(), wide_type(x));
+  if (!training) torch::stable::copy_(stats, *running);
   Tensor out = Device::empty(x, in.out_shape(), x.scalar_type());
   Tensor normal =
       Device::empty(x, affine ? in.out_shape() : std::vector<int64_t>{0}, x.scalar_type());

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ CHANNELS_LAST = "eager channels-last"
 COMPILED = "torch.compile"
 OURS = "metadnas_ext"
 NETWORK_VARIANTS = (NCHW, CHANNELS_LAST, OURS)
+ALL_GRAPHS = (NCHW, CHANNELS_LAST, COMPILED, OURS)
 
 GRAPH = ", CUDA graph"
 """Behind the name of a variant whose step is replayed as one graph."""
@@ -62,8 +63,9 @@ class Setup:
         tolerance: largest relative L2 error of anything in an outcome.
         compiled: maker of a torch.compile variant for a mode.
         note: what was scaled down, and why.
-        graphs: whether steps can be captured as CUDA graphs: they start from the same state on
-            the device every time and do not wait for it.
+        graphs: variants whose steps can be captured as CUDA graphs, of torch.compile all modes
+            under COMPILED: they start from the same state on the device every time and do not
+            wait for it.
     """
 
     variants: Mapping[str, Callable[[], Variant]]
@@ -71,7 +73,7 @@ class Setup:
     work: Work = field(default_factory=Work)
     compiled: Callable[[str], Variant] | None = None
     note: str = ""
-    graphs: bool = False
+    graphs: Collection[str] = ()
 
     def makers(
         self,
@@ -80,20 +82,22 @@ class Setup:
     ) -> dict[str, Callable[[], Variant]]:
         """All makers, ours last, with one for each mode of torch.compile that is wanted.
 
-        capture: makes a CUDA graph of a variant; where it is given and the case allows it, each
-        variant that is no graph yet comes a second time, behind its plain form.
+        capture: makes a CUDA graph of a variant; where it is given, each variant of `graphs` comes
+        a second time, behind its plain form.
         """
         makers = dict(self.variants)
         if self.compiled is not None:
             for mode in compile_modes:
-                makers[f"{COMPILED} {mode}"] = partial(self.compiled, mode)
+                makers[f"{COMPILED} {mode}"] = partial(_compiled, self.compiled, mode)
         makers[OURS] = makers.pop(OURS)
-        if capture is None or not self.graphs:
+        if capture is None:
             return makers
         both: dict[str, Callable[[], Variant]] = {}
         for name, make in makers.items():
             both[name] = make
-            if name != f"{COMPILED} max-autotune":  # which captures graphs of its own
+            kind = COMPILED if name.startswith(COMPILED) else name
+            # "max-autotune" captures graphs of its own.
+            if kind in self.graphs and name != f"{COMPILED} max-autotune":
                 both[name + GRAPH] = partial(_captured, make, capture)
         return both
 
@@ -156,6 +160,17 @@ def _relative_error(expected: Tensor, got: Tensor) -> float:
 def _vector(value: Tensor | Sequence[Tensor]) -> Tensor:
     parts = [value] if isinstance(value, Tensor) else value
     return torch.cat([part.detach().reshape(-1).double() for part in parts])
+
+
+def _compiled(make: Callable[[str], Variant], mode: str) -> Variant:
+    """Tells torch.compile's own CUDA graphs that results of the last step are done with."""
+    variant = make(mode)
+
+    def step() -> Outcome:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return variant.step()
+
+    return replace(variant, step=step)
 
 
 def _captured(make: Callable[[], Variant], capture: Callable[[Variant], Variant]) -> Variant:

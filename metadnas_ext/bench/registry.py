@@ -23,6 +23,7 @@ GROUPS: dict[str, str] = {
     "supernet_cohort": "That step of a cohort of clients with supernets of their own",
     "fuse": "The same step of ordinary modules, converted by `fuse(model)`",
     "search_step": "One step on α and one on w",
+    "search_epoch": "A part of an epoch: steps on α and on w in turn",
     "federated_round": "A round of Meta-DNAS: 8 channels, 3 cells, 32 images of 8×8 a client",
     "derived": "A discrete network (DARTS V2)",
     "stage": "Stages bound by memory",

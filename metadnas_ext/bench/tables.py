@@ -11,6 +11,8 @@ from metadnas_ext.bench.results import CaseResult, Results
 from metadnas_ext.report.names import NOT_MEASURED, byte_count, duration
 from metadnas_ext.report.tables import Grid
 
+SEARCHES = ("search_step", "search_epoch")
+
 
 @dataclass(frozen=True)
 class Section:
@@ -38,7 +40,7 @@ def _section(group: str, cases: Sequence[CaseResult], brief: bool) -> Section:
         by_variants.setdefault(tuple(case.shown()), []).append(case)
     grids = tuple(_grid(variants, chosen, brief) for variants, chosen in by_variants.items())
     notes = [f"{case.title}: {case.note}." for case in cases if case.note]
-    notes += [_whole_search(case) for case in cases if group == "search_step" and not brief]
+    notes += [_whole_search(case) for case in cases if group in SEARCHES and not brief]
     return Section(group, GROUPS.get(group, group), grids, tuple(notes))
 
 
@@ -90,8 +92,10 @@ def _grid(variants: tuple[str, ...], cases: Sequence[CaseResult], brief: bool) -
 
 def _whole_search(case: CaseResult) -> str:
     """What DARTS's search on CIFAR-10 would take at this rate: 50 epochs of 25,000 images."""
-    steps = 50 * -(-25_000 // case.params["batch"])
-    times = {name: duration(steps * v.median) for name, v in case.shown().items()}
+    batch = case.params["batch"]
+    steps = 50 * -(-25_000 // batch)
+    measured = -(-case.params.get("images", batch) // batch)
+    times = {name: duration(steps / measured * v.median) for name, v in case.shown().items()}
     listed = ", ".join(f"{name} {time}" for name, time in times.items())
     return f"{case.title}: {steps:,} steps, as many as DARTS searches CIFAR-10 for, take {listed}."
 

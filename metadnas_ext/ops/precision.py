@@ -21,8 +21,8 @@ def half_dtype(x: Tensor) -> torch.dtype | None:
     Autocast's, as for PyTorch's own convolutions, else x's own.
     """
     device = x.device.type
-    available = torch.amp.is_autocast_available(device)  # not for meta tensors
-    if available and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    # Meta tensors have no autocast. torch.amp.is_autocast_available is not compiled by torch 2.11.
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         return dtype if dtype in HALF else None
     return x.dtype if x.dtype in HALF else None

@@ -117,7 +117,7 @@ def test_what_torch_compile_gets_wrong_is_noted() -> None:
 def test_graphs_follow_the_steps_they_are_made_of() -> None:
     """Ours last, and none of what captures graphs itself or cannot be captured."""
     case = case_of({"a": sleeping(0), OURS: sleeping(0)})
-    setup = replace(case.setup(), compiled=broken, graphs=True)
+    setup = replace(case.setup(), compiled=broken, graphs=("a", COMPILED, OURS))
     seen = []
 
     def capture(variant: Variant) -> Variant:
@@ -129,7 +129,7 @@ def test_graphs_follow_the_steps_they_are_made_of() -> None:
     assert list(makers) == ["a", f"a{GRAPH}", *compiled, OURS, OURS + GRAPH]
     assert makers[OURS + GRAPH]().parameters == [ONE]
     assert [variant.step for variant in seen] == [makers[OURS]().step]
-    assert list(replace(setup, graphs=False).makers((), capture)) == ["a", OURS]
+    assert list(replace(setup, graphs=(OURS,)).makers((), capture)) == ["a", OURS, OURS + GRAPH]
     assert list(setup.makers()) == ["a", OURS]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def test_a_step_of_search_says_what_a_search_takes() -> None:
     (section,) = sections([case])
     expected = "C 16: 19,550 steps, as many as DARTS searches CIFAR-10 for, take "
     assert section.notes == (f"{expected}eager NCHW 5 h 25 min, metadnas_ext 32 min 35 s.",)
+    # 640 images are ten steps.
+    epoch = replace(case, name="search_epoch/a", params={"batch": 64, "images": 640})
+    (section,) = sections([epoch])
+    assert section.notes == (f"{expected}eager NCHW 32 min 35 s, metadnas_ext 3 min 16 s.",)
 
 
 @pytest.mark.parametrize(

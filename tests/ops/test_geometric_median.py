@@ -15,7 +15,7 @@ def normal(clients, columns=30, dtype=torch.float64, seed=0):
 
 def weiszfeld(x, weights=None, smoothing=1e-6, iterations=20_000):
     x = x.double()
-    weights = torch.ones(len(x)).double() if weights is None else torch.as_tensor(weights).double()
+    weights = torch.ones(len(x)).double() if weights is None else torch.tensor(weights).double()
     point = (weights[:, None] * x).sum(0) / weights.sum()
     for _ in range(iterations):
         pull = weights / (x - point).norm(dim=1).clamp_min(smoothing)

@@ -1,4 +1,4 @@
-"""bfloat16 and float16: rounded at the ends, float32 in between."""
+"""bfloat16 and float16 where kernels take neither: rounded at the ends, float32 in between."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from metadnas_ext.ops import cell, conv3x3_bn, mixed_op, relu_conv_bn
 
 from ._cases import make_case, relative_error, truth
 
+pytestmark = pytest.mark.cpu
 HALF = [torch.bfloat16, torch.float16]
 
 

@@ -42,6 +42,11 @@ def test_channels(channels, stride, dtype):
     check((1, 1, 8, 16, channels), dtype, stride=stride, training=channels % 3 > 0)
 
 
+def test_windows_of_few_channels():
+    """Of so tall a tile at stride 2, shared memory holds few channels at a time."""
+    check((1, 1, 32, 1, 40), stride=2)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("images", [1, 2, 3, 4, 5, 9, 67])  # 67: tasks of more than 4 images
 def test_images(images, stride):

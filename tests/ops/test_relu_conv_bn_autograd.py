@@ -140,7 +140,9 @@ def test_opcheck_backward(options, needs):
     rest = (stats, saved, *arguments[1:], case.running is None, *needs)
     op = torch.ops.metadnas_ext.relu_conv_bn_backward.default
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if case.counts is None:  # the twin reads counts, which a symbolic trace cannot
+    # The twin reads counts, which a symbolic trace cannot; nor does one of torch 2.11 get
+    # through the second derivative of a convolution.
+    if case.counts is None and torch.torch_version.__version__ >= (2, 13):
         checks.append("test_aot_dispatch_dynamic")
     grad_out = case.grad_out.clone().requires_grad_()
     torch.library.opcheck(op, (grad_out, *inputs, *rest), test_utils=checks)

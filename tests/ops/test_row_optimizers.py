@@ -210,6 +210,7 @@ def test_every_instruction_set(isa):
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -27,8 +27,7 @@ class Call {
  public:
   explicit Call(const Tensor& x) : guard_(x.get_device_index()), x_(x) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
     stream_ = static_cast<Stream>(stream);
   }
 

@@ -13,6 +13,9 @@ namespace metadnas::mixed_op {
 // Two blocks share a multiprocessor of 228 kB; where nothing fits this, kMostShared is the limit.
 inline constexpr size_t kSharedBudget = 96 * 1024;
 
+// Channels that a thread loads into a window at once, at most; a chunk holds no fewer.
+inline constexpr int kMostVector = 4;
+
 inline int power_of_two_from(int n) {
   int power = 1;
   while (power < n) power *= 2;
@@ -61,11 +64,12 @@ auto find_cut(int channels, int most_chunk, size_t budget, Make&& make) {
     return found.has_value();
   };
   const int all = power_of_two_from(channels);
+  const int least = std::min(all, kMostVector);
   if (all <= most_chunk && (fits(128, all) || fits(64, all))) return found;
   // Chunks that keep all threads busy, then any.
   for (const int busy : {kThreads * kStrip / 2, 0}) {
     for (int pixels = 128; pixels >= kStrip; pixels /= 2) {
-      for (int chunk = std::min(all, 32); chunk >= 1 && chunk * pixels >= busy; chunk /= 2) {
+      for (int chunk = std::min(all, 32); chunk >= least && chunk * pixels >= busy; chunk /= 2) {
         if (fits(pixels, chunk)) return found;
       }
     }

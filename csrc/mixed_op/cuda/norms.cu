@@ -48,11 +48,16 @@ struct Moments {
     const A* from = p.moments + client * p.frame.images * tiles * stride +
                     int64_t{partial} * 2 * channels + channel;
     const int64_t count = p.frame.count(client) * tiles;
+    const int step = parts % tiles;
+    int tile = part % tiles;
+    // Unrolled, several loads are under way at once.
+#pragma unroll 4
     for (int64_t i = part; i < count; i += parts) {
-      const int tile = static_cast<int>(i % tiles);
       const A* at = from + i * stride;
       use(static_cast<double>(p.tiles.rows(tile) * p.tiles.columns(tile)),
           static_cast<double>(at[0]), static_cast<double>(at[channels]));
+      tile += step;
+      if (tile >= tiles) tile -= tiles;
     }
   }
 };
@@ -136,9 +141,10 @@ class Close {
     const int64_t stride = int64_t{p_.rows} * p_.frame.channels;
     const A* from = p_.sums + client_ * p_.frame.images * p_.pieces * stride +
                     int64_t{row} * p_.frame.channels + channel;
-    const int64_t count = p_.frame.count(client_) * p_.pieces;
+    const int64_t count = live ? p_.frame.count(client_) * p_.pieces : 0;
     double sum = 0;
-    for (int64_t i = dealt.part; live && i < count; i += dealt.parts) {
+#pragma unroll 4
+    for (int64_t i = dealt.part; i < count; i += dealt.parts) {
       sum += static_cast<double>(from[i * stride]);
     }
     return dealt.sum(sum, scratch_);

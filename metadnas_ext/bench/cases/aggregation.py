@@ -140,7 +140,7 @@ def _setup(
 
     traffic = FLOAT * (updates.numel() + updates.shape[1])
     makers = {name: partial(variant, call) for name, call in {**others, OURS: ours}.items()}
-    return Setup(makers, TOLERANCE, Work(bytes=traffic), note=note, graphs=True)
+    return Setup(makers, TOLERANCE, Work(bytes=traffic), note=note, graphs=tuple(makers))
 
 
 def _updates(clients: int, width: int, device: torch.device) -> tuple[Tensor, str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metadnas_ext.bench import baseline
 from metadnas_ext.bench.case import (
+    ALL_GRAPHS,
     CHANNELS_LAST,
     NCHW,
     OURS,
@@ -54,7 +55,7 @@ def single(channels: int, size: int, stride: int, batch: int, device: torch.devi
         TOLERANCE,
         work(channels, size, stride, batch),
         compiled,
-        graphs=True,
+        graphs=ALL_GRAPHS,
     )
 
 

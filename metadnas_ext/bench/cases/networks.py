@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metadnas_ext.bench import baseline
-from metadnas_ext.bench.case import CHANNELS_LAST, NCHW, OURS, Case, Outcome, Setup, Variant, Work
+from metadnas_ext.bench.case import (
+    ALL_GRAPHS,
+    CHANNELS_LAST,
+    NCHW,
+    OURS,
+    Case,
+    Outcome,
+    Setup,
+    Variant,
+    Work,
+)
 from metadnas_ext.fuse import fuse
 from metadnas_ext.nn import DerivedNet, Supernet
 from metadnas_ext.placement import CPU
@@ -133,7 +143,7 @@ def _setup(
         TOLERANCE,
         work,
         channels_last,
-        graphs=True,
+        graphs=ALL_GRAPHS,
     )
 
 

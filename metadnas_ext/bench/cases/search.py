@@ -32,13 +32,21 @@ TOLERANCE = (
 ALPHA_LR = 3e-4  # as in DARTS
 
 
-def step_on_alpha_and_w(
-    channels: int, layers: int, nodes: int, batch: int, size: int, device: torch.device = CPU
+def search(
+    channels: int,
+    layers: int,
+    nodes: int,
+    batch: int,
+    size: int,
+    images: int | None = None,
+    device: torch.device = CPU,
 ) -> Setup:
-    """First-order DARTS: Adam on α on a validation batch, SGD on w on a training batch."""
-    federation = _federation(
-        1, batch, batch, NetworkShape(channels, layers, nodes, CLASSES, size), device
-    )
+    """First-order DARTS: Adam on α on a validation batch, SGD on w on a training batch.
+
+    One step, or an epoch of `images`, behind which rounding has led elsewhere: only timed.
+    """
+    shape = NetworkShape(channels, layers, nodes, CLASSES, size)
+    federation = _federation(1, images or batch, batch, shape, device)
     start = _Start.of(federation)
 
     def eager(form: torch.memory_format, mode: str | None = None) -> Variant:
@@ -49,7 +57,7 @@ def step_on_alpha_and_w(
             search.run(_batches(federation, 0))
             return start.outcome(search.net.state_dict())
 
-        return Variant(step, list(search.net.parameters()))
+        return Variant(step, list(search.net.parameters()), comparable=images is None)
 
     def ours() -> Variant:
         def step() -> Outcome:
@@ -63,7 +71,7 @@ def step_on_alpha_and_w(
             assert cohort.alpha is not None
             return start.flat_outcome(cohort.theta[0], cohort.running[0], cohort.alpha[0])
 
-        return Variant(step, [start.theta])
+        return Variant(step, [start.theta], comparable=images is None)
 
     return _setup(eager, ours)
 
@@ -239,10 +247,30 @@ def _search(channels: int, layers: int, batch: int, quick: bool) -> Case:
     return Case(
         f"search_step/c{channels}-{layers}-cells-b{batch}",
         f"C {channels}, {layers} cells, batch {batch}",
-        step_on_alpha_and_w,
+        search,
         {"channels": channels, "layers": layers, "nodes": 4, "batch": batch, "size": 32},
         {"channels": 4, "layers": 3, "nodes": 2, "batch": 4, "size": 8},
         quick=quick,
+    )
+
+
+def _epoch(images: int, channels: int, layers: int, batch: int) -> Case:
+    tiny = {"images": 9, "channels": 4, "layers": 2, "nodes": 2, "batch": 4, "size": 8}
+    return Case(
+        f"search_epoch/c{channels}-{layers}-cells-b{batch}",
+        f"C {channels}, {layers} cells, batch {batch}, {images:,} images",
+        search,
+        {
+            "images": images,
+            "channels": channels,
+            "layers": layers,
+            "nodes": 4,
+            "batch": batch,
+            "size": 32,
+        },
+        tiny,
+        quick=False,
+        large=True,
     )
 
 
@@ -268,6 +296,7 @@ def _round(clients: int, quick: bool) -> Case:
 CASES = (
     _search(8, 5, 16, True),
     _search(16, 8, 64, False),
+    _epoch(3_200, 16, 8, 64),
     _round(1, True),
     _round(8, True),
     _round(32, False),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metadnas_ext.bench import baseline
 from metadnas_ext.bench.case import (
+    ALL_GRAPHS,
     CHANNELS_LAST,
     NCHW,
     OURS,
@@ -70,7 +71,7 @@ def preprocessing(
         },
         TOLERANCE,
         Work(bytes=moved),
-        graphs=True,
+        graphs=ALL_GRAPHS,
     )
 
 
