@@ -147,6 +147,12 @@ def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in alphas]
 
 
+def alpha_names(model: nn.Module) -> list[str]:
+    """α's keys in the state dict of `model`: what `aggregate` has to centre, but for the mean."""
+    alphas = {id(alpha) for alpha in supernet_in(model).arch_parameters() if alpha.dim() == 2}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in alphas]
+
+
 def derive(model: nn.Module, budget: Budget) -> DerivedNet:
     """The best network of the α in `model` within `budget`, with its weights."""
     supernet = supernet_in(model)

@@ -25,6 +25,7 @@ from metadnas_ext.integrations.client import (
     Loader,
     LocalSearch,
     SearchSettings,
+    alpha_names,
     derive,
     held_out,
     recalibrate,
@@ -238,7 +239,9 @@ class _AveragingServer(_Server):
         how = self.client_class.settings.how
         weights = self.uploaded_weights if how in WEIGHTED else None
         states = [model.state_dict() for model in self.uploaded_models]
-        merged = aggregate(states, weights, how)
+        # Softmax ignores a constant added to an edge of α; order and distance do not.
+        center = () if how == "mean" else alpha_names(self.global_model)
+        merged = aggregate(states, weights, how, center=center)
         assert isinstance(merged, dict)
         self.global_model.load_state_dict(merged)
 

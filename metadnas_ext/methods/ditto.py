@@ -55,8 +55,8 @@ class Ditto(FedAvgFineTuned):
     def client_rows(self) -> tuple[ClientRows, ...]:
         return (*super().client_rows, self.personal)
 
-    def _start(self, clients: Sequence[int]) -> DittoCohort:
-        cohort = super()._start(clients)
+    def _start(self, clients: Sequence[int], *, final: bool) -> DittoCohort:
+        cohort = super()._start(clients, final=final)
         received = torch.cat([cohort.theta, cohort.running], dim=1)
         theta, running = torch.split(
             self.personal.of(cohort.clients, received), [len(self.theta), len(self.running)], dim=1
@@ -65,7 +65,7 @@ class Ditto(FedAvgFineTuned):
         return DittoCohort(cohort.splits, cohort.theta, cohort.running, personal=personal)
 
     def _own(self, clients: Sequence[int]) -> Cohort:
-        return self._start(clients).personal
+        return self._start(clients, final=True).personal
 
     def _fit(self, cohort: Cohort, lr: float, where: str) -> Tensor:
         assert isinstance(cohort, DittoCohort)
@@ -88,7 +88,8 @@ class Ditto(FedAvgFineTuned):
         key: str,
         watch: Watch | None,
     ) -> Tensor:
-        pull = Pull(super()._start(cohort.clients).theta, self.config.rivals.ditto_lambda)
+        received = super()._start(cohort.clients, final=True).theta
+        pull = Pull(received, self.config.rivals.ditto_lambda)
         batches = local_batches(self.federation, cohort, epochs, key)
         how = Training.of(self.config.client, lr)
         return take_turns(plan, [(cohort, pull)], batches, how, key, watch)

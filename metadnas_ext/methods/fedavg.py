@@ -86,7 +86,7 @@ class FedAvg(Rounds):
         return self.genotype
 
     def work(self, index: int, clients: Sequence[int]) -> Part:
-        cohort, where = self._start(clients), f"round {index}"
+        cohort, where = self._start(clients, final=False), f"round {index}"
         losses = self._fit(cohort, self.round_lr(index), where)
         store, size = self.federation.store, self.config.client.batch_size
         val = evaluate(self.plan, cohort, store, "val", size, where)
@@ -140,14 +140,14 @@ class FedAvg(Rounds):
             self.genotype, model.theta[0], model.running[0], "fixed", recalibrated=False
         )
 
-    def _start(self, clients: Sequence[int]) -> Cohort:
-        """Clients with what the server sends and what they have kept."""
+    def _start(self, clients: Sequence[int], *, final: bool) -> Cohort:
+        """Clients with what the server sends, in a round or behind the last, and have kept."""
         splits = ordered(self.federation.of(clients), self.config.client.batch_size)
-        return self.local.cohort(splits, self.theta, self.running)
+        return self.local.cohort(splits, self.theta, self.running, final=final)
 
     def _own(self, clients: Sequence[int]) -> Cohort:
         """Clients with the model that is theirs after all rounds."""
-        return self._start(clients)
+        return self._start(clients, final=True)
 
     def _fit(self, cohort: Cohort, lr: float, where: str) -> Tensor:
         """A round's training of a cohort, in place; mean losses (G) on the CPU."""

@@ -23,7 +23,7 @@ class LocalOnly(WithoutRounds, FedAvgFineTuned):
     training_key = "local_only"
 
     def personalise(self, clients: Sequence[int]) -> list[ClientResult]:
-        cohort, curve = self._start(clients), AdaptationCurve(self.federation)
+        cohort, curve = self._own(clients), AdaptationCurve(self.federation)
         watch = curve.follow(self.plan, cohort, 0, self.round_epochs)
         train_locally(self.federation, self.plan, cohort, self.round_epochs, None, "alone", watch)
         return self._finish(clients, cohort, curve, before=self.round_epochs)

@@ -24,10 +24,10 @@ class LocalParts:
     """The local columns of theta (P), running (R) and, if the method has it, alpha (types, E, O).
 
     A client that takes part starts from its own row, the first time from `start`, which everybody
-    knows from the seed: local parts are neither sent nor received. Clients that never take part
-    start from the mean over those that did, by training images; for it each of them sends its row
-    once, after the last round. `local` names the parts, as `server.local` does; `start` and every
-    `shared` are (theta, running) or (theta, running, alpha).
+    knows from the seed: local parts are neither sent nor received. Clients that never took part,
+    seen ones too, are personalised from the mean over those that did, by training images; for it
+    each of them sends its row once, after the last round. `local` names them, as `server.local`
+    does; `start` and every `shared` are (theta, running) or (theta, running, alpha).
     """
 
     def __init__(
@@ -57,10 +57,14 @@ class LocalParts:
         """What it adds to a method's rows: none without local parts."""
         return (self._rows,) if self.numbers else ()
 
-    def cohort(self, splits: Sequence[ClientSplit], *shared: Tensor) -> Cohort:
-        """Clients as they start: from the shared state, with the local parts of who trains."""
-        cohort = cohort_of(splits, *shared)
-        rows = [row for row, client in enumerate(cohort.clients) if client in self._seen]
+    def cohort(self, splits: Sequence[ClientSplit], *shared: Tensor, final: bool) -> Cohort:
+        """Clients as they start: from the shared state, with the local parts of who trains.
+
+        `final`: behind the last round, when `shared` has means in place of the local parts.
+        """
+        cohort, knows = cohort_of(splits, *shared), self._rows.knows
+        own_parts = [knows(c) if final else c in self._seen for c in cohort.clients]
+        rows = [row for row, own in enumerate(own_parts) if own]
         if not self.numbers or not rows:
             return cohort
         own = self._rows.of([cohort.clients[row] for row in rows], self._start)  # (k, L)

@@ -32,7 +32,7 @@ from metadnas_ext.methods.exchange import (
 from metadnas_ext.methods.rounds import Rounds
 from metadnas_ext.methods.searching import Adaptation, Searching
 from metadnas_ext.methods.subnetworks import average, shared_numbers, train_subnetworks
-from metadnas_ext.methods.survivors import dropped_json, lost_round
+from metadnas_ext.methods.survivors import dropped_json, lost_round, without_diverged
 from metadnas_ext.nn import NetworkPlan, derived_plan
 from metadnas_ext.report.result import BUDGET_TOLERANCE, ClientResult
 from metadnas_ext.search.cohort import Cohort
@@ -181,7 +181,13 @@ class MetaDNAS(Rounds, Searching):
             adapted = self._search_at_the_end(rest)
             own |= self._finetune(adapted, adapted.genotypes)
             searched = adapted.searched
-        rival = self._gate(own, adapted) if self.config.personalise.gate else {}
+        rival: dict[int, Trained] = {}
+        if self.config.personalise.gate and own:
+            # A second network that diverges has lost; the client's own is not to go with it.
+            parts, _ = without_diverged(
+                [list(own)], lambda group: self._gate({c: own[c] for c in group}, adapted)
+            )
+            rival = {client: trained for part in parts for client, trained in part.items()}
         results = []
         for client in clients:
             found = searched.get(client)
@@ -295,7 +301,7 @@ class MetaDNAS(Rounds, Searching):
 
     def _train_subnetworks(self, index: int, clients: Sequence[int]) -> Part:
         """Each client trains its architecture."""
-        cohort = self._start(clients)
+        cohort = self._start(clients, final=False)
         replies = train_subnetworks(
             self.federation,
             self.plan,

@@ -116,15 +116,16 @@ class Searching(Method):
         lr: float | None = None,
         curve: AdaptationCurve | None = None,
         trajectory: Trajectory | None = None,
+        final: bool = False,
     ) -> tuple[Cohort, Tensor]:
         """Local search of some clients from the server's state; training losses (G) on the CPU.
 
         `pull`: α that the KL term draws towards, or None. `warmup`: local epochs of this search in
         which α stays. `lr` replaces the configured rate of w. `curve` follows the search,
-        `trajectory` records it.
+        `trajectory` records it. `final`: behind the last round.
         """
         federation, config = self.federation, self.config.client
-        cohort = self._start(clients)
+        cohort = self._start(clients, final=final)
         batches = local_batches(federation, cohort, epochs, key)
         costs = federation.cohort_costs(cohort.clients)
         budgets = federation.cohort_budgets(cohort.clients)
@@ -145,13 +146,13 @@ class Searching(Method):
 
     def _as_it_is(self, client: int, genotype: Architecture, kept: Kept) -> Fallback:
         """The client's network of this architecture, with weights as it starts from them."""
-        rows = inherited(self.plan, self._start([client]), {client: genotype})
+        rows = inherited(self.plan, self._start([client], final=True), {client: genotype})
         return Fallback(genotype, *rows[client], kept, recalibrated=True)
 
-    def _start(self, clients: Sequence[int]) -> Cohort:
-        """Clients with what the server sends and what they have kept."""
+    def _start(self, clients: Sequence[int], *, final: bool) -> Cohort:
+        """Clients with what the server sends, in a round or behind the last, and have kept."""
         splits = ordered(self.federation.of(clients), self.config.client.batch_size)
-        return self.local.cohort(splits, *self._shared())
+        return self.local.cohort(splits, *self._shared(), final=final)
 
     def _shared(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.server.theta, self.server.running, self.server.alpha
@@ -175,7 +176,9 @@ class Searching(Method):
         if epochs == 0:
             relaxation = relaxation.stopped(0.0)
         curve = AdaptationCurve(self.federation)
-        cohort, _ = self.search(clients, epochs, key, where, pull, relaxation, warmup, lr, curve)
+        cohort, _ = self.search(
+            clients, epochs, key, where, pull, relaxation, warmup, lr, curve, final=True
+        )
         assert cohort.alpha is not None
         store, size = self.federation.store, self.config.client.batch_size
         accuracy = evaluate(self.plan, cohort, store, "test", size, None, relaxation).accuracy
@@ -193,7 +196,7 @@ class Searching(Method):
         return finetune(
             self.federation,
             genotypes,
-            inherited(self.plan, self._start(list(genotypes)), genotypes),
+            inherited(self.plan, self._start(list(genotypes), final=True), genotypes),
             self.final_epochs,
             "finetune",
             curve=AdaptationCurve(self.federation),

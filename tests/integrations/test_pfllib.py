@@ -68,7 +68,8 @@ def test_a_round_averages_everything_and_sends_it(shape: ModuleType, how: str) -
     one.aggregate_parameters()
     after = one.global_model.state_dict()
     sent = [states[index] for index in order]
-    expected = aggregate(sent, weights if how == "mean" else None, how)
+    center = () if how == "mean" else ("alphas_normal", "alphas_reduce")
+    expected = aggregate(sent, weights if how == "mean" else None, how, center=center)
     for name, tensor in after.items():
         torch.testing.assert_close(tensor, expected[name])
         assert tensor.dtype == before[name].dtype
@@ -79,6 +80,36 @@ def test_a_round_averages_everything_and_sends_it(shape: ModuleType, how: str) -
         for name, tensor in client.model.state_dict().items():
             assert tensor.equal(after[name]), name
             assert tensor.data_ptr() != after[name].data_ptr()
+
+
+@pytest.mark.parametrize("how", ["mean", "median", "krum", "geometric_median"])
+def test_a_constant_on_an_edge_of_alpha_reaches_no_result(how: str) -> None:
+    """Clients that add one to their α, which changes none of their networks, are told apart by
+    nothing."""
+    model = torch.nn.Sequential(Supernet(4, 3, 3, nodes=2, image_size=8, image_channels=1))
+    models = [copy.deepcopy(model) for _ in range(5)]
+    for one in models:
+        for parameter in one.parameters():
+            torch.nn.init.normal_(parameter)
+    weights = [0.1, 0.3, 0.2, 0.25, 0.15]
+    found = []
+    for constant in (0.0, 100.0):
+        for index, one in enumerate(models):
+            with torch.no_grad():
+                one[0].alphas_normal += constant * torch.randn(5, 1) * (index - 2)
+        pair = pfllib.client_class(object, pfllib.PairSettings(how=how))
+        host = SimpleNamespace(
+            client_class=pair,
+            uploaded_weights=weights,
+            uploaded_models=models,
+            global_model=copy.deepcopy(model),
+        )
+        pfllib._AveragingServer.aggregate_parameters(host)
+        supernet = host.global_model[0]
+        found.append((supernet.mixing_weights()[0], supernet.stem[0].weight.detach()))
+    (mixing, stem), (shifted_mixing, shifted_stem) = found
+    torch.testing.assert_close(shifted_mixing, mixing, atol=1e-4, rtol=0)
+    torch.testing.assert_close(shifted_stem, stem, atol=1e-4, rtol=0)
 
 
 def test_alpha_sees_other_images_than_w(shape: ModuleType) -> None:

@@ -71,13 +71,14 @@ def test_fedavg_with_local_parts(local: str) -> None:
     assert_close(method.theta, plan.parameters.flatten(shared), 1e-6)
     assert_close(method.running, plan.running.flatten(shared), 1e-6)
     for client in range(4):
-        cohort = method._start([client])
+        cohort = method._start([client], final=False)
         expected = shared | {n: t for n, t in own.get(client, {}).items() if is_local(n, local)}
         assert_close(cohort.theta[0], plan.parameters.flatten(expected), 1e-6, str(client))
         assert_close(cohort.running[0], plan.running.flatten(expected), 1e-6, str(client))
     (unseen,) = federation.unseen
-    assert_identical(method._start([unseen]).theta[0], method.theta)
-    assert not torch.equal(method._start([federation.seen[0]]).theta[0], method.theta)
+    assert_identical(method._start([unseen], final=False).theta[0], method.theta)
+    first = method._start([federation.seen[0]], final=False)
+    assert not torch.equal(first.theta[0], method.theta)
 
 
 @pytest.mark.parametrize("local", ["", "head", "bn", "head,bn", "alpha", "head,bn,alpha"])
@@ -100,19 +101,46 @@ def test_what_stays_is_not_sent(local: str) -> None:
         assert extra == ({"local_rows", "local_known"} if needed else set())
 
 
-def test_a_client_that_took_no_part_starts_as_everybody_did_and_counts_for_no_mean() -> None:
-    federation = tiny_federation(server__clients_per_round=1)
-    method, initial = keeping("head", federation), FedAvg(federation)
+@pytest.mark.parametrize("name", ["fedavg", "meta_dnas"])
+def test_a_client_that_took_no_part_starts_as_everybody_did_and_ends_as_newcomers_do(
+    name: str,
+) -> None:
+    """It counts for no mean; behind the last round the mean is all there is to start it from."""
+    federation = tiny_federation(server__clients_per_round=1, server__local="head,bn")
+    initial = FedAvg(federation) if name == "fedavg" else MetaDNAS(federation)
+    method = keeping("head,bn", federation) if name == "fedavg" else MetaDNAS(federation)
     (took_part,) = method.round(0).clients
-    own = method._start([took_part]).theta[0]
+    others = [client for client in federation.seen if client != took_part]
+    (unseen,) = federation.unseen
+
+    def local_parts(of: FedAvg | MetaDNAS, client: int, final: bool) -> Named:
+        cohort = of._start([client], final=final)
+        views = of.plan.parameters.views(cohort.theta[0])
+        views |= of.plan.running.views(cohort.running[0])
+        return {n: t for n, t in views.items() if n in HEAD + STEM_NORM or "running_" in n}
+
+    for final in (False, True):
+        own = local_parts(method, took_part, final)
+        for client in others:
+            expected = own if final else local_parts(initial, client, final)
+            for part, tensor in local_parts(method, client, final).items():
+                assert_identical(tensor, expected[part], f"{client} {part} {final}")
+        for part, tensor in local_parts(method, unseen, final).items():
+            assert_identical(tensor, own[part], part)  # the mean of the one that took part
+
+
+def test_who_took_no_part_is_personalised_from_the_mean() -> None:
+    """Without training of its own its network is the unseen client's."""
+    changes = {"personalise__finetune_epochs": 0, "personalise__adapt_epochs": 0}
+    federation = tiny_federation(server__clients_per_round=1, **changes)
+    method = keeping("head,bn", federation)
+    (took_part,) = method.round(0).clients
+    networks = {result.client: result.weights for result in method.personalise(range(4))}
+    (unseen,) = federation.unseen
     for client in federation.seen:
         if client != took_part:
-            start = named(method, method._start([client]).theta[0], method.running)
-            untrained = named(method, initial.theta, method.running)
-            for name in HEAD:
-                assert_identical(start[name], untrained[name])
-    (unseen,) = federation.unseen
-    assert_identical(method._start([unseen]).theta[0], own)
+            for part, tensor in networks[unseen].items():
+                assert_identical(networks[client][part], tensor, part)
 
 
 def test_local_alpha_goes_on_where_the_client_left_it() -> None:
@@ -120,7 +148,7 @@ def test_local_alpha_goes_on_where_the_client_left_it() -> None:
     federation = tiny_federation(**ALL_SEEN, server__local="alpha", client__alpha_lr=0.3)
     method = MetaDNAS(federation)
     method.round(0)
-    after = {c: method._start([c]) for c in federation.seen}
+    after = {c: method._start([c], final=False) for c in federation.seen}
     theta, running = method.server.theta.clone(), method.server.running.clone()
     method.round(1)
     alphas, sizes = [], []
@@ -130,7 +158,7 @@ def test_local_alpha_goes_on_where_the_client_left_it() -> None:
         alone = MetaDNAS(tiny_federation(client__alpha_lr=0.3))
         alone.server = ServerState.start(theta, running, start.alpha[0].clone())
         cohort, _ = alone.search([client], 1, "round/1", "round 1", None, SOFTMAX)
-        now = method._start([client]).alpha
+        now = method._start([client], final=False).alpha
         assert now is not None
         assert cohort.alpha is not None
         assert_identical(now[0], cohort.alpha[0])
@@ -140,7 +168,7 @@ def test_local_alpha_goes_on_where_the_client_left_it() -> None:
     mean = (share[:, None, None, None] * torch.stack(alphas)).sum(0)
     assert_close(method.server.alpha, mean, 1e-6)
     (unseen,) = federation.unseen
-    start = method._start([unseen])
+    start = method._start([unseen], final=False)
     assert start.alpha is not None
     assert_identical(start.alpha[0], method.server.alpha)
     assert float((alphas[0] - alphas[1]).abs().max()) > 0.01
@@ -187,7 +215,7 @@ def test_unseen_clients_do_not_see_others_parts(local: str) -> None:
     method, mean = keeping(local, federation), keeping(local, federation)
     method.round(0)
     mean.theta, mean.running = method.theta, method.running
-    starts = {c: (method._start([c]), mean._start([c])) for c in range(4)}
+    starts = {c: [one._start([c], final=True) for one in (method, mean)] for c in range(4)}
     for client, (own, without) in starts.items():
         same = torch.equal(own.theta, without.theta) and torch.equal(own.running, without.running)
         assert same == (client in federation.unseen)

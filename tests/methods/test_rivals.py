@@ -107,7 +107,7 @@ def test_dittos_pull_at_the_end() -> None:
     method = Ditto(federation)
     method.round(0)
     client = federation.seen[0]
-    start = method._start([client]).personal
+    start = method._start([client], final=False).personal
     net = _plain.network(method, start.theta[0], start.running[0])
     parameters = list(net.parameters())
     anchor = list(_plain.network(method, method.theta, method.running).parameters())
@@ -213,7 +213,7 @@ def test_head_only_trains_the_classifier_on_fixed_features() -> None:
     method = FedAvgHead(federation)
     method.round(0)
     for client in federation.seen:
-        cohort = method._start([client])
+        cohort = method._start([client], final=False)
         net = _plain.network(method, method.theta, method.running).eval()
         drawn = _plain.batches(federation, client, 2, "finetune")
         _plain.fit(federation, net, drawn, 0.02, only="classifier")

@@ -221,7 +221,7 @@ def test_the_fallback_of_ditto_is_the_personal_model(monkeypatch: pytest.MonkeyP
     method = Ditto(tiny_federation())
     method.round(0)
     client = method.federation.sample(0)[0]
-    own = method._start([client]).personal.theta[0].clone()
+    own = method._start([client], final=False).personal.theta[0].clone()
     assert not torch.equal(own, method.theta)
     assert_identical(method.fallback(client).theta, own)
     poison(monkeypatch, [client], "theta", "finetune")
@@ -334,3 +334,40 @@ def test_all_clients_that_diverge_at_once_are_named() -> None:
     _, alone = without_diverged([[client] for client in federation.seen], run)
     assert together == alone
     assert torch.equal(torch.tensor(list(together)), torch.tensor(federation.seen))
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_rival_that_diverges_loses_at_the_gate(
+    settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client keeps its own network, which has done nothing wrong."""
+    changes: dict[str, Any] = {"client__alpha_lr": 0.5, "personalise__finetune_epochs": 2}
+    if settled:
+        changes |= {"server__search_rounds": 1, "server__clients_per_round": 3}
+    with_gate, ungated = (
+        MetaDNAS(tiny_federation(**changes, personalise__gate=gate)) for gate in (True, False)
+    )
+    for method in (with_gate, ungated):
+        method.round(0)
+    alone = ungated.personalise(range(4))
+    differing = {
+        one.client
+        for one in alone
+        if one.genotype != with_gate.genotype(with_gate.server.alpha, one.client).to_json()
+    }
+    assert differing
+    bad, finetune = min(differing), derived.finetune
+
+    def spoilt(federation, genotypes, start, *args, **kwargs):
+        own = genotypes.get(bad)
+        if own is not None and own.to_json() != alone[bad].genotype:
+            start[bad][0][-1] = math.nan
+        return finetune(federation, genotypes, start, *args, **kwargs)
+
+    monkeypatch.setattr(searching, "finetune", spoilt)
+    results = personalised(with_gate, range(4))
+    assert results[bad] == alone[bad]
+    assert results[bad].diverged is None
+    monkeypatch.setattr(searching, "finetune", finetune)
+    for undisturbed, result in zip(personalised(with_gate, range(4)), results, strict=True):
+        assert undisturbed == result or result.client == bad
