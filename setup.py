@@ -8,7 +8,6 @@ be built), TORCH_CUDA_ARCH_LIST (default: 8.0, 9.0, 10.0 and PTX for what comes 
 import os
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -41,6 +40,8 @@ def why_no_cuda() -> str | None:
 
 
 def cpu_extension() -> CppExtension:
+    import pybind11  # not before it is known that there is something to build
+
     cuda = set(sources("csrc/**/cuda/*.cpp"))
     return CppExtension(
         name="metadnas_ext._C",
