@@ -1,52 +1,87 @@
-"""Meta-DNAS as a FedML trainer and aggregator, under base classes of FedML's shape.
+"""Meta-DNAS as a FedML trainer and aggregator, in FedML's single-process simulation.
 
-In FedML itself `ClientTrainer` and `ServerAggregator` come from fedml.core, and FedMLRunner makes
-the loop of `main`: docs/hosts/fedml.md.
+With FedML installed its own base classes and loop are used, else ones of their shape.
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from types import SimpleNamespace
 
 import federation
 
 from metadnas_ext import aggregate
+from metadnas_ext.integrations import accuracy
 
+try:
+    from fedml.core import ClientTrainer, ServerAggregator
+    from fedml.mlops import pre_setup
+    from fedml.simulation.sp.fedavg import FedAvgAPI
 
-class ClientTrainer(ABC):
-    """One object plays the clients that its process stands for; `id` says which."""
+    HOST = "FedML"
+except ImportError:
+    HOST = "FedML's shape"
 
-    def __init__(self, model, args):
-        self.model, self.args, self.id = model, args, 0
+    def pre_setup(args):
+        """Tells FedML's logging of the arguments; without, it asks FedML's servers for them."""
 
-    def set_id(self, trainer_id):
-        self.id = trainer_id
+    class ClientTrainer(ABC):
+        """One object plays the clients that its process stands for; `id` says which."""
 
-    @abstractmethod
-    def get_model_params(self): ...
+        def __init__(self, model, args):
+            self.model, self.args, self.id = model, args, 0
 
-    @abstractmethod
-    def set_model_params(self, model_parameters): ...
+        def set_id(self, trainer_id):
+            self.id = trainer_id
 
-    @abstractmethod
-    def train(self, train_data, device, args): ...
+        @abstractmethod
+        def get_model_params(self): ...
 
+        @abstractmethod
+        def set_model_params(self, model_parameters): ...
 
-class ServerAggregator(ABC):
-    """Gets the round's (samples, parameters) pairs, in order."""
+        @abstractmethod
+        def train(self, train_data, device, args): ...
 
-    def __init__(self, model, args):
-        self.model, self.args = model, args
+    class ServerAggregator(ABC):
+        """Gets the round's (samples, parameters) pairs, in order."""
 
-    @abstractmethod
-    def get_model_params(self): ...
+        def __init__(self, model, args):
+            self.model, self.args = model, args
 
-    @abstractmethod
-    def set_model_params(self, model_parameters): ...
+        @abstractmethod
+        def get_model_params(self): ...
 
-    @abstractmethod
-    def aggregate(self, raw_client_model_or_grad_list): ...
+        @abstractmethod
+        def set_model_params(self, model_parameters): ...
+
+        @abstractmethod
+        def aggregate(self, raw_client_model_or_grad_list): ...
+
+        @abstractmethod
+        def test(self, test_data, device, args): ...
+
+    class FedAvgAPI:
+        """The loop; whoever calls it sets `model_trainer`, which plays all clients."""
+
+        def __init__(self, args, device, dataset, model):
+            self.args, self.device = args, device
+            self.samples, self.data = dataset[4], dataset[5]
+            self.client_list = []
+
+        def train(self):
+            state = self.model_trainer.get_model_params()
+            for _ in range(self.args.comm_round):
+                replies = []
+                for client, data in self.data.items():
+                    self.model_trainer.set_id(client)
+                    self.model_trainer.set_model_params(state)
+                    self.model_trainer.train(data, self.device, self.args)
+                    reply = self.model_trainer.get_model_params()
+                    replies.append((self.samples[client], reply))
+                state = self._aggregate(replies)
+                self.model_trainer.set_model_params(state)
 
 
 # What a user adds.
@@ -60,6 +95,12 @@ class WholeState:
 
     def set_model_params(self, model_parameters):
         self.model.load_state_dict(model_parameters)
+
+    def test(self, test_data, device, args):
+        """FedML's own figures, of the global supernet."""
+        images = len(test_data.test)
+        share = accuracy(self.model, federation.batches(test_data.test, shuffle=False))
+        return {"test_correct": share * images, "test_total": images, "test_loss": 0.0}
 
 
 class SearchingTrainer(WholeState, ClientTrainer):
@@ -81,24 +122,46 @@ class AveragingAggregator(WholeState, ServerAggregator):
         return aggregate(states, samples)  # every client's α, not the first one's
 
 
+class PairSimulation(FedAvgAPI):
+    """FedML's single-process simulation takes no pair: it makes a trainer and averages itself."""
+
+    def __init__(self, args, device, dataset, trainer, aggregator):
+        super().__init__(args, device, dataset, copy.deepcopy(trainer.model))
+        self.model_trainer, self.aggregator = trainer, aggregator
+        for client in self.client_list:
+            client.model_trainer = trainer
+
+    def _aggregate(self, w_locals):
+        state = self.aggregator.aggregate(w_locals)
+        self.aggregator.set_model_params(state)
+        return state
+
+
 def main() -> None:
     model, clients = federation.make_supernet(), federation.make_clients()
-    trainer = SearchingTrainer(copy.deepcopy(model), None)
-    aggregator = AveragingAggregator(copy.deepcopy(model), None)
-    for _ in range(federation.ROUNDS):
-        replies = []
-        for client, data in enumerate(clients):
-            trainer.set_id(client)
-            trainer.set_model_params(aggregator.get_model_params())
-            trainer.train(data, "cpu", None)
-            replies.append((data.size, trainer.get_model_params()))
-        aggregator.set_model_params(aggregator.aggregate(replies))
+    args = SimpleNamespace(
+        using_mlops=False,
+        dataset="stripes",
+        client_num_in_total=len(clients),
+        client_num_per_round=len(clients),
+        comm_round=federation.ROUNDS,
+        frequency_of_the_test=1,
+        enable_wandb=False,
+    )
+    pre_setup(args)
+    trainer = SearchingTrainer(copy.deepcopy(model), args)
+    aggregator = AveragingAggregator(copy.deepcopy(model), args)
+    local = dict(enumerate(clients))
+    samples = {client: data.size for client, data in local.items()}
+    sizes = (sum(samples.values()), sum(len(data.test) for data in clients))
+    dataset = [*sizes, None, None, samples, local, local, federation.CLASSES]
+    PairSimulation(args, "cpu", dataset, trainer, aggregator).train()
     judged = []
-    for client, data in enumerate(clients):
+    for client, data in local.items():
         trainer.set_id(client)
         trainer.set_model_params(aggregator.get_model_params())
         judged.append(trainer.judge_own_network(data))
-    federation.report("FedML", aggregator.get_model_params(), judged)
+    federation.report(HOST, aggregator.get_model_params(), judged)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,11 @@ def aggregate(
         raise ValueError(f"how={how!r} is unknown; known: {', '.join(METHODS)}")
     if weights is not None and how not in WEIGHTED:
         raise ValueError(f"weights is given, but how={how!r} takes none: {', '.join(WEIGHTED)} do")
+    if not isinstance(updates, (Tensor, Sequence)):
+        raise ValueError(
+            f"updates is a {type(updates).__name__}, expected a tensor (clients, ...), a list of "
+            f"tensors or a list of state dicts"
+        )
     if len(updates) == 0:
         raise ValueError("updates is empty, expected at least one client")
     clients = len(updates)
@@ -147,6 +152,9 @@ def _stacked(updates: Tensor | Sequence[Tensor] | Sequence[StateDict]) -> dict[s
         return {_ALONE: updates}
     dicts: list[StateDict] = []
     for index, update in enumerate(updates):
+        if not isinstance(update, (Tensor, Mapping)):
+            kind = type(update).__name__
+            raise ValueError(f"updates[{index}] is a {kind}, expected a tensor or a state dict")
         if isinstance(update, Tensor) != isinstance(updates[0], Tensor):
             raise ValueError(f"updates[{index}] and updates[0] are not both tensors or state dicts")
         dicts.append({_ALONE: update} if isinstance(update, Tensor) else cast(StateDict, update))
@@ -159,9 +167,11 @@ def _stacked(updates: Tensor | Sequence[Tensor] | Sequence[StateDict]) -> dict[s
 
 
 def _stack(key: str, tensors: list[Tensor]) -> Tensor:
-    shape, dtype = tensors[0].shape, tensors[0].dtype
     for index, tensor in enumerate(tensors):
         name = f"updates[{index}]" + (f"[{key!r}]" if key != _ALONE else "")
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+        shape, dtype = tensors[0].shape, tensors[0].dtype
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
         if tensor.dtype != dtype:

@@ -231,8 +231,9 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _known(key: str) -> tuple[str, str]:
     if key not in keys():
-        close = difflib.get_close_matches(key, keys(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(keys())}"
+        named = [known for known in keys() if known.split(".")[1] == key]  # without its section
+        close = named or difflib.get_close_matches(key, keys(), n=1)
+        hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(keys())}"
         raise ConfigError(f"unknown parameter {key!r}{hint}")
     section, name = key.split(".")
     return section, name
@@ -250,8 +251,13 @@ def _converted(key: str, value: Any) -> Any:
     try:
         return _as(wanted, value)
     except (TypeError, ValueError, OverflowError):
-        name = getattr(wanted, "__name__", str(wanted))
-        raise ConfigError(f"{key} is {value!r}, expected {name}") from None
+        raise ConfigError(f"{key} is {value!r}, expected {_words(wanted)}") from None
+
+
+def _words(wanted: Any) -> str:
+    if typing.get_origin(wanted) is tuple:
+        return f"{typing.get_args(wanted)[0].__name__} values, comma-separated"
+    return str(wanted.__name__)
 
 
 def _as(wanted: Any, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metadnas_ext import aggregation
@@ -109,8 +109,7 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key} is {value}, expected at least {least:g}{upper}")
     for key, choices in CHOICES.items():
         if values[key] not in choices:
-            close = difflib.get_close_matches(str(values[key]), choices, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(str(values[key]), choices)
             raise ConfigError(
                 f"{key} is {values[key]!r}, expected one of {', '.join(choices)}{hint}"
             )
@@ -137,6 +136,12 @@ def check(config: Config, values: Mapping[str, Any]) -> None:
         )
 
 
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message on a misspelt name; empty if no known one is close."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def _check_lists(config: Config) -> None:
     levels = config.budget.levels
     if not levels or not all(math.isfinite(level) and level > 0 for level in levels):
@@ -145,8 +150,9 @@ def _check_lists(config: Config) -> None:
     unknown = [c for c in config.space.candidates if c not in known]
     if unknown:
         raise ConfigError(
-            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(known)} "
-            f"(others have to be registered first: register_primitive, --import)"
+            f"space.candidates holds {', '.join(unknown)}; known: {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)} (others have to be registered first: "
+            f"register_primitive, --import)"
         )
     local = config.server.local
     if len(set(local)) < len(local) or not set(local) <= set(LOCAL_PARTS):

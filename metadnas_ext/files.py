@@ -46,6 +46,15 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A full disk or a folder that is read-only is not a bug: RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of `folder` while it is held; makes the folder if need be.
 

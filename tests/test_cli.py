@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,12 @@ def test_info() -> None:
     result = metadnas("info")
     assert result.exit_code == 0
     assert result.output.startswith(f"metadnas_ext {metadnas_ext.__version__}\n")
+
+
+def test_version() -> None:
+    result = metadnas("--version")
+    assert result.exit_code == 0
+    assert result.output == f"metadnas_ext {metadnas_ext.__version__}\n"
 
 
 def test_search_on_digits(tmp_path: Path) -> None:
@@ -239,7 +246,10 @@ MISTAKES = {
     "bad dirichlet": (["--dirichlet", "-1"], "data.dirichlet is -1.0"),
     "bad partition": (["--partition", "random"], "data.partition is 'random', expected one of"),
     "all unseen": (["--clients", "2", "--set", "data.unseen=0.9"], "none would train"),
-    "bad budget": (["--budget", "cheap"], "budget.levels is 'cheap', expected"),
+    "bad budget": (
+        ["--budget", "cheap"],
+        "budget.levels is 'cheap', expected float values, comma-separated",
+    ),
     "no such gpu": (["--device", "cuda:99"], "run.device is 'cuda:99'"),
     "no device": (["--device", "gpu"], "expected cpu, cuda, cuda:<n> or auto"),
     "graphs on the CPU": (["--set", "client.graphs=true"], "client.graphs is true, expected false"),
@@ -257,13 +267,23 @@ MISTAKES = {
     ),
     "channels in parts": (["--set", "space.partial=3"], "must divide the 8 channels"),
     "bad candidates": (["--set", "space.candidates=none"], "only 'none'"),
-    "twice a candidate": (["--set", "space.candidates=none,none,skip_connect"], "must differ"),
+    "twice a candidate": (["--set", "space.candidates=none,none,skip_connect"], "different names"),
     "unknown key": (["--set", "client.alpha_lrr=1"], "did you mean client.alpha_lr?"),
+    "key without its section": (["--set", "lr=1"], "did you mean client.lr?"),
+    "key of two sections": (
+        ["--set", "alpha_lr=1"],
+        "did you mean client.alpha_lr or server.alpha_lr?",
+    ),
+    "misspelt candidate": (
+        ["--set", "space.candidates=none,skip_conect"],
+        "(did you mean 'skip_connect'?)",
+    ),
     "malformed set": (["--set", "client.alpha_lr"], "expected section.name=value"),
     "wrong type": (["--set", "client.epochs=two"], "client.epochs is 'two', expected int"),
     "infinite": (["--set", "client.lr=inf"], "client.lr is inf"),
     "brackets": (["--set", "[red]x[/]=1"], "unknown parameter '[red]x[/]'"),
     "unknown preset": (["--preset", "fast"], "--preset is 'fast', expected one of quick, paper"),
+    "misspelt preset": (["--preset", "papre"], "(did you mean 'paper'?)"),
     "missing file": (["--config", "none.toml"], "cannot read the configuration none.toml"),
     "damaged file": (["--config", "bad.toml"], "bad.toml is not valid TOML"),
     "file with unknown key": (["--config", "unknown.toml"], "unknown parameter 'data.sparkles'"),
@@ -302,6 +322,14 @@ def test_unknown_method(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_mistakes_in_methods(tmp_path: Path) -> None:
+    message = one_line_error(metadnas("compare", *SMALL, "--methods", "fedavg,fedpr"))
+    assert "(did you mean 'fedper'?)" in message
+    message = one_line_error(metadnas("compare", *SMALL, "--methods", "fedavg,darts,fedavg"))
+    assert "--methods is 'fedavg,darts,fedavg', expected each method once" in message
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("value", ["ten", "1.5"])
 def test_flags_of_the_wrong_type(value: str, tmp_path: Path) -> None:
     result = metadnas("search", "--clients", value)
@@ -315,6 +343,22 @@ def test_report_on_something_else(tmp_path: Path) -> None:
     for folder in ("empty", "nowhere"):
         assert folder in one_line_error(metadnas("report", folder))
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_places_that_cannot_be_written(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = one_line_error(metadnas("report", str(finished), "--out", "file/below"))
+    assert message == "error: cannot write to file/below: Not a directory"
+
+
+def test_a_comparison_that_cannot_be_written(finished: Path, tmp_path: Path) -> None:
+    """The run is done and stays; only its table has no place."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "comparison.csv").unlink(missing_ok=True)
+    (copy / "comparison.csv").mkdir()
+    message = one_line_error(metadnas("compare", "--out", "run", "--resume"))
+    assert message == "error: cannot write to run: Is a directory"
 
 
 def test_existing_run_is_not_overwritten(finished: Path) -> None:
@@ -550,10 +594,10 @@ def test_settings_come_from_preset_file_flags_and_set_in_this_order(tmp_path: Pa
     assert config.client.alpha_lr == 0.01
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
+def started(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     """The command in a process of its own, as a user starts it."""
     root = str(Path(metadnas_ext.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
         [sys.executable, "-m", "metadnas_ext", *arguments],
         env=environment,
@@ -596,6 +640,30 @@ def test_a_stopped_process_can_be_resumed(how: signal.Signals, tmp_path: Path) -
         one, two = (tmp_path / folder / name for folder in ("stopped", "whole"))
         assert one.read_bytes() == two.read_bytes()
     assert events(tmp_path / "stopped") == events(tmp_path / "whole")
+
+
+def test_an_impatient_ctrl_c(tmp_path: Path) -> None:
+    """The second one comes while the process ends."""
+    process = started("search", *SMALL, "--set", "server.rounds=999", "--out", "stopped")
+    wait_for_metrics(tmp_path / "stopped", process)
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.readline() + process.stderr.readline()
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert said.endswith("interrupted\n")
+    assert process.stderr.read() == ""
+
+
+def test_a_terminal_without_the_characters_of_a_table(finished: Path) -> None:
+    """Not UTF-8: what cannot be printed is ?, and the run does not end in an error."""
+    process = started("compare", "--out", str(finished), "--resume", PYTHONIOENCODING="ascii")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "clients" in stdout
+    assert "?" in stdout
+    assert "UnicodeEncodeError" not in stderr
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from metadnas_ext.cli import app
 from metadnas_ext.nn import derived_plan
-from metadnas_ext.profiling import measure
+from metadnas_ext.profiling import command, measure
 from metadnas_ext.search import discretize, max_cost_genotype
 from metadnas_ext.space import (
     DeviceProfile,
@@ -149,6 +149,12 @@ def test_profile_then_search_within_milliseconds(tmp_path: Path) -> None:
     for record in records:
         assert record["cost"] <= record["budget"]
     assert "% of the budget" in result.stdout
+
+
+@pytest.mark.parametrize(("error", "warns"), [(0.08, False), (0.92, True)])
+def test_a_profile_of_a_busy_machine_is_told(error: float, warns: bool) -> None:
+    line = command._check_line({"networks": 8, "ratio": 0.08, "correlation": None, "error": error})
+    assert ("measure again while nothing else runs" in line) == warns
 
 
 def test_a_profile_needs_no_data(tmp_path: Path) -> None:

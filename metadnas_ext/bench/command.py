@@ -79,11 +79,18 @@ def run(
                 progress.advance(task)
                 results.add(done[-1])
                 if out is not None:
-                    results.save(out)
+                    _save(results, out)
             _show(done, console)
     if out is not None:
         console.print(out, highlight=False, soft_wrap=True)
     return results
+
+
+def _save(results: Results, out: Path) -> None:
+    try:
+        results.save(out)
+    except OSError as error:
+        raise BenchmarkError(f"--out {out}: {error.strerror}") from None
 
 
 def _measured_before(now: Results, out: Path | None) -> list[CaseResult]:

@@ -68,7 +68,7 @@ def _chapter(results: Results, picture: str, source: str) -> str:
 def _replaced(path: Path, begin: str, new: str) -> str:
     """The text of `path` with what stands between the markers replaced."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BenchmarkError(f"cannot read {path}: {error.strerror}") from None
     head, found, rest = text.partition(begin)

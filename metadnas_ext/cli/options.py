@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from metadnas_ext.config import Config
+from metadnas_ext.config_checks import did_you_mean
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.presets import PRESETS
 
@@ -64,10 +65,12 @@ Import = Annotated[
     list[str] | None,
     typer.Option(
         "--import",
-        help="Module or .py file that registers primitives (repeatable); for --resume too.",
+        help="Module or .py file that registers primitives (repeatable); to go on or export, too.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/<command>-<dataset>-<n>.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Run folder; default: the next one free below runs/.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Log scalars for TensorBoard in the run folder.")
@@ -168,7 +171,10 @@ def with_shared_options(body: Callable[..., None]) -> Callable[..., None]:
 
 def preset_of(name: str) -> Config:
     if name not in PRESETS:
-        raise ConfigError(f"--preset is {name!r}, expected one of {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"--preset is {name!r}, expected one of {', '.join(PRESETS)}"
+            f"{did_you_mean(name, PRESETS)}"
+        )
     return PRESETS[name]
 
 

@@ -33,7 +33,7 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated, or all; default meta_dnas,fedavg,fedavg_ft,darts (Table 1)."
+            help="Comma-separated, or all; default Table 1's: meta_dnas, fedavg, fedavg_ft, darts."
         ),
     ] = None,
     seeds: Annotated[
@@ -111,6 +111,7 @@ def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboa
 
 def conclude(command: str, out: Path, target: float | None) -> None:
     """Prints the final tables and, of a comparison, writes them."""
+    from metadnas_ext.files import writing
     from metadnas_ext.progress import print_summary
     from metadnas_ext.report.comparison import compare, write_comparison
     from metadnas_ext.report.markdown import comparison_tables
@@ -120,5 +121,6 @@ def conclude(command: str, out: Path, target: float | None) -> None:
     comparison = compare(study, target)
     print_summary(console, study, comparison)
     if command == "compare":
-        write_comparison(comparison, comparison_tables(comparison), out)
+        with writing(out):
+            write_comparison(comparison, comparison_tables(comparison), out)
     console.print(f"run folder: {out}", highlight=False, soft_wrap=True)

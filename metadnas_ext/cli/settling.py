@@ -7,6 +7,7 @@ from typing import Any
 
 from metadnas_ext.cli.options import DEFAULT_PRESET, Request, assignments, preset_of
 from metadnas_ext.config import Config, load_file
+from metadnas_ext.config_checks import did_you_mean
 from metadnas_ext.errors import ConfigError
 
 MOVING = (
@@ -34,9 +35,13 @@ def settled(
 
     if wanted == ["all"]:
         wanted = list(METHODS)
-    unknown = [name for name in wanted or [] if name not in METHODS]
-    if unknown:
-        raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+    for name in wanted or []:
+        if name not in METHODS:
+            raise ConfigError(
+                f"unknown method {name!r}; known: {', '.join(METHODS)}{did_you_mean(name, METHODS)}"
+            )
+    if wanted is not None and len(set(wanted)) < len(wanted):
+        raise ConfigError(f"--methods is {','.join(wanted)!r}, expected each method once")
     check_target(target)
     if request.tensorboard:
         require("tensorboard", "tensorboard")

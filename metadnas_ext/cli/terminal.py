@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ def friendly() -> Iterator[None]:
         errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
+        # A second Ctrl-C ends the process at once: in what is left to do it would be a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         errors.print("interrupted", highlight=False)
         sys.exit(INTERRUPTED)
 
@@ -40,6 +44,13 @@ def resumable(out: Path, command: str) -> Iterator[None]:
         hint = f"go on with: metadnas {command} --out {out} --resume"
         errors.print(hint, soft_wrap=True, highlight=False, markup=False)
         raise
+
+
+def tolerate_encodings() -> None:
+    """Prints ? for what the terminal's encoding lacks (LC_ALL=C: ±, α) in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _plain(error: Exception) -> str:

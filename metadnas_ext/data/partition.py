@@ -52,7 +52,7 @@ def partition(
     if samples < clients * min_size:
         raise DataError(
             f"{samples} samples cannot give {clients} clients {min_size} each; "
-            f"expected at least {clients * min_size}"
+            f"expected at least {clients * min_size}, fewer clients, or a smaller min_size"
         )
     rng = np.random.default_rng(seed)
     if scheme == "iid":

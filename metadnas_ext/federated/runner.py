@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ from metadnas_ext.errors import DivergenceError, RunError
 from metadnas_ext.federated import checkpoint
 from metadnas_ext.federated.engine import Engine, InProcess, save_models
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.files import LOCK, write_json
+from metadnas_ext.files import LOCK, write_json, writing
 from metadnas_ext.methods import METHODS, Method, RoundFigures
 from metadnas_ext.placement import to_device
 from metadnas_ext.report.result import ClientResult
@@ -135,15 +134,6 @@ def _check_survivors(method: Method, history: Sequence[RoundFigures]) -> None:
         )
 
 
-@contextmanager
-def _writing(run_dir: Path) -> Iterator[None]:
-    """A full disk is not a bug: RunError. What was saved before is whole."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write to {run_dir}: {error.strerror or error}") from None
-
-
 def _cut(metrics: Path, size: int) -> None:
     """Removes lines behind the checkpoint: they belong to work that is done again."""
     try:
@@ -196,7 +186,7 @@ class Runner:
             name: [ClientResult.from_json(r) for r in self.progress.methods[name].results]
             for name in self.methods
         }
-        with _writing(self.run_dir):
+        with writing(self.run_dir):
             write_json(
                 self.run_dir / RESULTS, {n: [r.to_json() for r in v] for n, v in results.items()}
             )
@@ -266,7 +256,7 @@ class Runner:
             results = self.engine.personalise(method, group, history)
             seconds = time.monotonic() - start
             progress.results += [result.to_json() for result in results]
-            with _writing(self.run_dir):  # before the checkpoint that says these clients are done
+            with writing(self.run_dir):  # before the checkpoint that says these clients are done
                 save_models(self.run_dir, self.federation, method.name, results)
             self._save(
                 {
@@ -293,7 +283,7 @@ class Runner:
             )
 
     def _save(self, event: dict[str, Any]) -> None:
-        with _writing(self.run_dir):
+        with writing(self.run_dir):
             self._commit(event)
 
     def _commit(self, event: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ def fuse(model: nn.Module, *, example: Any = None, verify: bool = True) -> FuseR
     Returns:
         What was converted, and what was left, with the reason.
     """
-    unfuse(model)
+    unfuse(model)  # raises on what is no module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _Conversion(model, find(model), example, verify).report
@@ -43,6 +43,8 @@ def fuse(model: nn.Module, *, example: Any = None, verify: bool = True) -> FuseR
 
 def unfuse(model: nn.Module) -> None:
     """Undoes `fuse`: every module has its own forward again. Does nothing to any other model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {model!r}, expected a torch.nn.Module")
     detach_all(model)
 
 

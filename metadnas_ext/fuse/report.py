@@ -16,6 +16,8 @@ class FuseReport:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if not self.converted and not self.left:
+            return "converted 0: no mixed operations, cells or blocks in the manner of DARTS found"
         lines = [f"converted {len(self.converted)}, left {len(self.left)} as they are"]
         lines += _table("converted", self.converted)
         lines += _table("left", self.left)

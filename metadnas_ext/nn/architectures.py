@@ -23,6 +23,7 @@ def derived_plan(shape: Shape, genotype: Architecture) -> NetworkPlan:
     Raises ValueError if the genotype is of another space, or has another number of nodes or a
     candidate that `shape` lacks.
     """
+    shape.space.choices(genotype)  # raises on what is no architecture: None would be a supernet
     return NetworkPlan(shape, _stages(shape, genotype))
 
 

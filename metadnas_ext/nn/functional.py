@@ -22,6 +22,12 @@ def check_images(x: Tensor, channels: int, clients: int | None) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected ({expected})")
 
 
+def check_clients(clients: int | None) -> None:
+    """ValueError unless there is no client axis, or one of at least 1."""
+    if clients is not None and clients < 1:
+        raise ValueError(f"clients is {clients}, expected None or at least 1")
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor | None = None) -> Tensor:
     """x (G, N, C), weight (G, K, C), bias (G, K) -> (G, N, K); zeros for images that don't count.
 

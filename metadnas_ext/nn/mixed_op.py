@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metadnas_ext import ops
-from metadnas_ext.nn.functional import EPS, MOMENTUM, check_images
+from metadnas_ext.nn.functional import EPS, MOMENTUM, check_clients, check_images
 from metadnas_ext.nn.layout import FlatLayout
 from metadnas_ext.nn.named import gather, register_parameters, register_running, update_running
 from metadnas_ext.ops.mixed_op import check_keep
@@ -47,6 +47,7 @@ class MixedOp(nn.Module):
     ) -> None:
         super().__init__()
         check_keep(keep)
+        check_clients(clients)
         self.keep = keep
         self.channels = C
         self.stride = stride

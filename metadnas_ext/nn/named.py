@@ -26,6 +26,11 @@ class Node(nn.Module):
     def __len__(self) -> int:
         return len(self._modules)
 
+    def __repr__(self) -> str:
+        """One line: a supernet has hundreds of nodes, and none says what it computes."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return f"{parameters:,} parameters in {len(list(self.parameters()))} tensors"
+
 
 def register_parameters(root: nn.Module, layout: FlatLayout, flat: Tensor) -> None:
     """Registers each slot of `layout` as a parameter below `root`.
@@ -73,6 +78,7 @@ def update_running(
     """running <- (1 - momentum) * running + momentum * stats (G, R), and counts a step on each."""
     buffers = [_find(module, name) for name in layout.slots]
     rows = stats if clients is not None else stats.squeeze(0)
+    rows = rows.to(buffers[0].dtype)  # of a model in half precision; they come in float32
     torch._foreach_lerp_(buffers, torch.split(rows, layout.sizes, dim=-1), momentum)
     steps = [
         _find(module, name.replace("running_var", "num_batches_tracked"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metadnas_ext.errors import ConfigError
 from metadnas_ext.nn.architectures import derived_plan, inherit_indices, supernet_plan
 from metadnas_ext.nn.classifier import ClientLinear, linear_of
-from metadnas_ext.nn.functional import MOMENTUM, check_images
+from metadnas_ext.nn.functional import MOMENTUM, check_clients, check_images
 from metadnas_ext.nn.named import (
     gather,
     register_parameters,
@@ -48,6 +48,7 @@ class _Network(nn.Module):
     def __init__(self, plan: NetworkPlan, clients: int | None, keep: str) -> None:
         super().__init__()
         check_keep(keep)
+        check_clients(clients)
         self.keep = keep
         self.shape = plan.shape
         self.plan = plan
@@ -80,6 +81,9 @@ class _Network(nn.Module):
         """All running statistics as one tensor (G, R)."""
         return gather(self, self.plan.running, self.clients)
 
+    def extra_repr(self) -> str:
+        return f"{self.shape}, clients={self.clients}"
+
     def _run(self, x: Tensor, weights: Weights | None) -> Tensor:
         single = self.clients is None
         check_images(x, self.shape.image_channels, self.clients)
@@ -93,6 +97,10 @@ class _Network(nn.Module):
             update_running(self, self.plan.running, stats, MOMENTUM, self.clients)
         logits: Tensor = self.classifier(out.features[0] if single else out.features)
         return logits
+
+    def _check_client(self, client: int) -> None:
+        if not 0 <= client < (self.clients or 1):
+            raise IndexError(f"client is {client}, expected 0 to {(self.clients or 1) - 1}")
 
     def _check_own_classifier(self) -> None:
         shape = self.plan.head_shapes["classifier.weight"]
@@ -127,6 +135,11 @@ class _Supernet(_Network):
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, self.mixing_weights())
 
+    def extra_repr(self) -> str:
+        names = (*self._alphas, *self._betas)
+        arch = ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in names)
+        return f"{super().extra_repr()}\n{arch}"
+
     def mixing_weights(self) -> Weights:
         """softmax of α for each cell type, (G, edges, candidates); β's as a last column."""
         weights = tuple(getattr(self, name).softmax(-1) for name in self._alphas)
@@ -152,16 +165,16 @@ class _Supernet(_Network):
     ) -> Architecture:
         """The discrete architecture of (one client's) α, within a budget if given.
 
-        Errors as `search.discretize`, and ValueError if `costs` are of other candidates.
+        Errors as `search.discretize`, ValueError if `costs` are of another space, and IndexError
+        on a client that is not there.
         """
+        self._check_client(client)
         if costs is None:
             if budget is not None:
                 raise ConfigError("a budget needs a cost table")
             costs = cost_table(self.shape)  # names the candidates
-        if costs.candidates != self.shape.candidates:
-            raise ValueError(
-                f"the costs are of {costs.candidates}, the candidates {self.shape.candidates}"
-            )
+        if costs.space != self.shape.space:
+            raise ValueError(f"the costs are of {costs.space}, the network of {self.shape.space}")
 
         def own(names: tuple[str, ...]) -> list[Tensor]:
             tensors = [getattr(self, name).detach() for name in names]
@@ -170,7 +183,11 @@ class _Supernet(_Network):
         return discretize(own(self._alphas), costs, budget, beta=own(self._betas) or None)
 
     def derive(self, genotype: Architecture, client: int = 0) -> DerivedNet:
-        """The discrete network of `genotype`: (one client's) weights, statistics and classifier."""
+        """The discrete network of `genotype`: (one client's) weights, statistics and classifier.
+
+        Raises ValueError as `DerivedNet`, and IndexError on a client that is not there.
+        """
+        self._check_client(client)
         alpha = self.arch_parameters()[0]
         net = DerivedNet(self.shape, genotype).to(alpha.device, alpha.dtype)
         index, running_index = (
@@ -297,6 +314,9 @@ class DerivedNet(_Network):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, None)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}\n{self.genotype}"
 
     def load_flat(self, theta: Tensor, running: Tensor) -> None:
         """Takes parameters (G, P) and running statistics (G, R) from flat tensors.

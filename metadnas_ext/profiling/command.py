@@ -18,6 +18,9 @@ from metadnas_ext.report.tables import Grid
 from metadnas_ext.space import DeviceProfile, NetworkShape, Part, cheapest_cost, dearest_cost
 from metadnas_ext.space.latency import timed
 
+MOST_ERROR = 0.25
+"""Median relative error of whole networks above which the command warns; quiet machines: 0.1."""
+
 
 def run(
     config: Config,
@@ -103,4 +106,6 @@ def _check_line(check: dict[str, float | None]) -> str:
     parts.append(f"median error {100 * (error or math.nan):.0f} %")
     if correlation is not None:
         parts.append(f"correlation {correlation:.2f}")
+    if (error or math.nan) > MOST_ERROR:
+        parts.append("too far off for budgets: measure again while nothing else runs here")
     return ", ".join(parts)

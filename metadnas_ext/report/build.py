@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metadnas_ext.files import writing
 from metadnas_ext.report.comparison import write_comparison
 from metadnas_ext.report.content import gather
 from metadnas_ext.report.html import write_html
@@ -15,12 +16,14 @@ def build_report(study: Study, out: Path, target: float | None = None) -> list[P
     """Writes pictures, `report.md`, `comparison.*` and `report.html`; returns what was written.
 
     A run that has not ended gives its curves and a note. Every file appears whole or not at all.
-    `target`: the validation accuracy of "rounds to"; see `comparison.compare`.
+    `target`: the validation accuracy of "rounds to"; see `comparison.compare`. RunError if `out`
+    cannot be written.
     """
     content = gather(study, target)
-    out.mkdir(parents=True, exist_ok=True)
-    written = write_markdown(content, out)
-    if content.comparison is not None:
-        tables = comparison_tables(content.comparison)
-        written += write_comparison(content.comparison, tables, out)
-    return [*written, write_html(content, out)]
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        written = write_markdown(content, out)
+        if content.comparison is not None:
+            tables = comparison_tables(content.comparison)
+            written += write_comparison(content.comparison, tables, out)
+        return [*written, write_html(content, out)]

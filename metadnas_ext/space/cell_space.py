@@ -136,6 +136,8 @@ class CellSpace(ABC):
     def _check_candidates(self) -> None:
         names = self.candidates
         if len(set(names)) != len(names) or not set(names) - {"none"}:
-            raise ConfigError(f"candidates must differ and not be only 'none', got {names}")
+            raise ConfigError(
+                f"candidates is {names}, expected different names and not only 'none'"
+            )
         for name in names:
             self.candidate(name)

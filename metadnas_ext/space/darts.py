@@ -63,7 +63,7 @@ class DARTSCells(CellSpace):
 
     def choices(self, architecture: Architecture) -> list[Choice]:
         if not isinstance(architecture, Genotype):
-            raise ValueError(f"{architecture} is not a genotype of DARTS cells")
+            raise ValueError(f"{architecture!r} is not a genotype of DARTS cells")
         if architecture.nodes != self.nodes:
             raise ValueError(f"cells have {self.nodes} nodes, the genotype {architecture.nodes}")
         index = {(edge.source, edge.target_node): edge.index for edge in self.edges}

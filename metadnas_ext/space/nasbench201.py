@@ -118,7 +118,7 @@ class NASBench201Cells(CellSpace):
 
     def choices(self, architecture: Architecture) -> list[Choice]:
         if not isinstance(architecture, NASBench201Genotype):
-            raise ValueError(f"{architecture} is not a NAS-Bench-201 architecture")
+            raise ValueError(f"{architecture!r} is not a NAS-Bench-201 architecture")
         return [Choice(0, e, self.column(name)) for e, name in enumerate(architecture.edges)]
 
 

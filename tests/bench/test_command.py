@@ -102,6 +102,15 @@ def test_mistakes(arguments: list[str], message: str) -> None:
     assert message in one_line_error(metadnas("bench", *arguments))
 
 
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Results, "save", save)
+    result = metadnas("bench", "aggregation/mean-alpha-10", *FAST, "--out", "x.json")
+    assert one_line_error(result) == "error: --out x.json: No space left on device"
+
+
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = command.run_case
 

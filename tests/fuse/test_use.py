@@ -45,6 +45,14 @@ def test_names_and_tensors_stay() -> None:
     assert {type(module) for module in net.modules()} == {type(m) for m in modules.values()}
 
 
+def test_models_that_have_nothing_to_fuse_and_what_is_no_model() -> None:
+    report = metadnas_ext.fuse(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    assert "no mixed operations" in str(report)
+    for function in (metadnas_ext.fuse, metadnas_ext.unfuse):
+        with pytest.raises(TypeError, match=r"model is 3, expected a torch\.nn\.Module"):
+            function(3)
+
+
 def test_fuse_leaves_state_random_numbers_and_mode_alone() -> None:
     net = randomise(networks.Standard())
     net.cells[0].eval()

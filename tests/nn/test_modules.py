@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metadnas_ext.nn import DerivedNet, MixedOp, Supernet
-from metadnas_ext.space import DARTS_V2, PRIMITIVES, NetworkShape
+from metadnas_ext.space import DARTS_V2, PRIMITIVES, NASBench201Shape, NetworkShape, cost_table
 
 from ._helpers import (
     ALPHAS,
@@ -226,3 +226,57 @@ def test_keep_is_checked_when_built(make: Callable[..., nn.Module]) -> None:
     assert make(keep="middle").keep == "middle"
     with pytest.raises(ValueError, match="keep='none' is unknown; known: all, middle, input"):
         make(keep="none")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_module
+def test_whole_models_in_half_precision(kind: str, dtype: torch.dtype) -> None:
+    """As in float32, with what the model keeps rounded: statistics too, in training and eval."""
+    module, x = build(kind)
+    half, x = module.to(dtype), x.to(dtype)
+    plain = copy.deepcopy(half).float()
+    for training in (True, False):
+        out, truth = half.train(training)(x), plain.train(training)(x.float())
+        assert out.dtype == dtype
+        assert_close(out.float(), truth, tolerance=5e-2)
+        for name, buffer in half.named_buffers():
+            assert_close(buffer.float(), plain.get_buffer(name).float(), name, 2e-2)
+    out.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [MixedOp(8, 2), Supernet(4, layers=3), Supernet(4, layers=3, clients=2), _derived()],
+    ids=MODULES,
+)
+def test_repr_is_short_and_says_what_it_is(module: nn.Module) -> None:
+    text = repr(nn.Sequential(module, nn.Linear(1, 2)))
+    assert len(text) < 1200
+    assert text.count("\n") < 16
+    assert type(module).__name__ in text
+    if isinstance(module, MixedOp):
+        assert f"(_ops): {sum(p.numel() for p in module.parameters()):,} parameters" in text
+    else:
+        assert "layers=3" in text
+        assert "(classifier): " in text
+    if isinstance(module, Supernet):
+        assert f"alphas_normal {list(module.alphas_normal.shape)}" in text
+    if isinstance(module, DerivedNet):
+        assert str(module.genotype) in text
+
+
+def test_misuse_is_told() -> None:
+    net = tiny_supernet()
+    with pytest.raises(IndexError, match="client is 1, expected 0 to 0"):
+        net.genotype(client=1)
+    with pytest.raises(IndexError, match="client is 2, expected 0 to 1"):
+        tiny_supernet(clients=2).derive(net.genotype(), client=2)
+    with pytest.raises(ValueError, match=r"the costs are of .*nodes=4.* the network of .*nodes=2"):
+        net.genotype(cost_table(NetworkShape(4, 3, candidates=FEW)))
+    with pytest.raises(ValueError, match="None is not a genotype of DARTS cells"):
+        DerivedNet(net.shape, None)
+    with pytest.raises(ValueError, match="None is not a NAS-Bench-201 architecture"):
+        DerivedNet(NASBench201Shape(4, 3), None)
+    for make in (lambda: tiny_supernet(clients=0), lambda: MixedOp(4, 1, clients=0)):
+        with pytest.raises(ValueError, match="clients is 0, expected None or at least 1"):
+            make()

@@ -197,7 +197,7 @@ def test_wrong_images(clients: int | None, shape: tuple[int, ...], expected: str
 def test_wrong_arguments() -> None:
     with pytest.raises(ConfigError, match="layers must be at least 1"):
         Supernet(4, layers=0)
-    with pytest.raises(ConfigError, match="candidates must differ"):
+    with pytest.raises(ConfigError, match="expected different names"):
         Supernet(4, candidates=("none", "none"))
     with pytest.raises(ValueError, match="unknown primitive 'conv'"):
         Supernet(4, candidates=("conv",))

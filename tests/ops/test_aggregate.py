@@ -83,6 +83,14 @@ def test_differentiable():
     ("given", "options", "error", "message"),
     [
         ([], {}, ValueError, "updates is empty"),
+        (iter([torch.ones(3)]), {}, ValueError, "updates is a list_iterator, expected a tensor"),
+        (
+            [[1.0, 2.0]],
+            {},
+            ValueError,
+            r"updates\[0\] is a list, expected a tensor or a state dict",
+        ),
+        ([{"a": 1.0}], {}, ValueError, r"updates\[0\]\['a'\] is a float, expected a tensor"),
         (torch.ones(0, 3), {}, ValueError, "updates is empty"),
         (torch.ones(2, 3), {"how": "vote"}, ValueError, "how='vote' is unknown; known: mean"),
         (torch.ones(2, 3), {"weights": [1.0]}, ValueError, r"shape \(1,\), expected \(2,\)"),

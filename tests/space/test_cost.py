@@ -176,7 +176,7 @@ def test_cost_table_is_checked(field, value):
 def test_shape_is_checked():
     with pytest.raises(ConfigError, match="layers must be at least 1, got 0"):
         NetworkShape(layers=0)
-    with pytest.raises(ConfigError, match="not be only 'none'"):
+    with pytest.raises(ConfigError, match="not only 'none'"):
         NetworkShape(candidates=("none",))
     with pytest.raises(ValueError, match="unknown primitive 'conv'"):
         NetworkShape(candidates=("none", "conv"))

@@ -109,7 +109,7 @@ def test_wrong_values() -> None:
         NASBench201Shape(0)
     with pytest.raises(ConfigError, match="unknown primitive 'sep_conv_3x3'"):
         NASBench201Cells(("none", "sep_conv_3x3"))
-    with pytest.raises(ConfigError, match="not be only 'none'"):
+    with pytest.raises(ConfigError, match="not only 'none'"):
         NASBench201Cells(("none",))
     with pytest.raises(ValueError, match="exactly the field arch; got"):
         NASBench201Genotype.from_json({"arch": TEXT, "x": 1})
