@@ -68,7 +68,10 @@ class MethodFigures:
     reached: int
     """Seeds that reach the target."""
     epochs_to_match: float
-    """Local epochs of adaptation after which the reference is as accurate as this method's end."""
+    """Local epochs of adaptation after which the reference is as accurate as this method's end.
+
+    NaN, too, if in one of the seeds it never is.
+    """
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def _epochs_to_match(study: Study, reference: str, method: str) -> float:
     if method == reference:
         return math.nan
     targets = study.accuracy(method)
-    return statistics.mean_of_finite(
+    return statistics.mean(
         [
             statistics.epochs_to(run.results[reference], targets[run.seed], size)
             for run in study.of(reference)

@@ -137,23 +137,28 @@ def epochs_to(
 ) -> float:
     """Local epochs of adaptation until the clients' mean accuracy reaches that of `targets`.
 
-    Read from the adaptation curves of the clients that have one and a target, at the numbers of
-    steps measured, then at the end of each client's own training; the mean over clients of the
-    epochs so many steps are. NaN without curves or if the end is still below.
+    Of the clients that have an adaptation curve and a target, at the numbers of steps measured and
+    at the end; the mean over clients of the epochs so many steps are, or all of its steps of a
+    client that has fewer. NaN without curves or if the end is still below.
     """
     curves = [(r, r.adaptation) for r in results if r.adaptation and r.client in targets]
     if not curves:
         return math.nan
-    wanted = mean([targets[r.client] for r, _ in curves])
+    wanted = mean([targets[r.client] for r, _ in curves]) - 1e-12
     shared = set.intersection(*({int(step) for step in curve} for _, curve in curves))
-    points = [([step] * len(curves), [c[str(step)] for _, c in curves]) for step in sorted(shared)]
-    if all(r.steps is not None for r, _ in curves):
-        points.append(([r.steps or 0 for r, _ in curves], [r.test_accuracy for r, _ in curves]))
-    for steps, accuracies in points:
-        if mean(accuracies) >= wanted - 1e-12:
-            per_epoch = [math.ceil(max(r.train_size, 1) / batch_size) for r, _ in curves]
-            return mean([count / each for count, each in zip(steps, per_epoch, strict=True)])
+    for step in sorted(shared):
+        if mean([curve[str(step)] for _, curve in curves]) >= wanted:
+            return mean([_epochs_of(step, r, batch_size) for r, _ in curves])
+    if mean([r.test_accuracy for r, _ in curves]) >= wanted:
+        return mean([_epochs_of(math.inf, r, batch_size) for r, _ in curves])
     return math.nan
+
+
+def _epochs_of(step: float, result: ClientResult, batch_size: int) -> float:
+    """Local epochs in which the client has taken so many steps, or all; NaN if nobody knows."""
+    taken = min(step, math.inf if result.steps is None else result.steps)
+    epochs = taken / math.ceil(max(result.train_size, 1) / batch_size)
+    return epochs if math.isfinite(epochs) else math.nan
 
 
 def _resampled(sample: Array, resamples: int, rng: np.random.Generator) -> Array:

@@ -58,6 +58,8 @@ def over_flower(
         (("meta_dnas",), SETTLED | {"server__local": "head,bn"}),
         (("meta_dnas",), {"server__local": "alpha", "server__meta": "reptile"}),
         (("fedper", "ditto"), {}),
+        # One of the three seen clients is in none of the rounds.
+        (("fedper", "meta_dnas"), {"server__clients_per_round": 1, "server__local": "head,bn"}),
         (("shared_alpha", "random"), SETTLED),
         (("darts", "local_only"), {}),
     ],

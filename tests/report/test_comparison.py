@@ -161,6 +161,22 @@ def test_epochs_until_the_reference_matches_a_rival(tmp_path: Path, make: Simple
     assert math.isnan(found["meta_dnas"].epochs_to_match)
 
 
+def test_a_rival_that_one_seed_never_matches_is_not_matched(
+    tmp_path: Path, make: SimpleNamespace
+) -> None:
+    """The mean over the seeds that do would get the better the fewer there are."""
+    paths = []
+    for seed, end in ((0, 0.9), (1, 0.3)):
+        methods = {"meta_dnas": [end, end], "darts": [0.5, 0.6]}
+        paths.append(write_seed(make, tmp_path / str(seed), methods, seed=seed))
+        results = json.loads((paths[-1] / "results.json").read_bytes())
+        for entry in results["meta_dnas"]:
+            entry |= {"adaptation": {"0": 0.2, "1": end}, "steps": 2}
+        (paths[-1] / "results.json").write_text(json.dumps(results))
+    assert rows(paths[0])["darts"].epochs_to_match == pytest.approx(1 / 2)
+    assert math.isnan(rows(*paths)["darts"].epochs_to_match)
+
+
 def test_violations_are_added_up(tmp_path: Path, make: SimpleNamespace) -> None:
     paths = []
     for seed in (0, 1):

@@ -170,15 +170,26 @@ def test_epochs_to(make) -> None:
     assert math.isnan(epochs_to(results, {2: 0.1}, 50))
 
 
-def test_epochs_to_the_end(make) -> None:
-    """Behind the curve comes what each client ended with, after steps of its own number."""
-    curve = {"0": 0.1, "10": 0.5}
-    ends = [
-        make.result(0, 0.7, train_size=100, steps=16, adaptation=curve),
-        make.result(1, 0.9, train_size=200, steps=40, adaptation=curve),
+def test_nobody_adapts_for_longer_than_its_last_step(make) -> None:
+    """1 and 4 steps an epoch, 3 epochs each: at step 10 the first has long had its 3."""
+    curve = {"0": 0.1, "10": 0.9}
+    results = [
+        ClientResult.from_json(make.result(0, train_size=40, steps=3, adaptation=curve)),
+        ClientResult.from_json(make.result(1, train_size=200, steps=12, adaptation=curve)),
     ]
-    results = [ClientResult.from_json(end) for end in ends]
-    assert epochs_to(results, {0: 0.8, 1: 0.8}, 50) == pytest.approx((16 / 2 + 40 / 4) / 2)
-    assert math.isnan(epochs_to(results, {0: 0.9, 1: 0.8}, 50))
-    results.append(ClientResult.from_json(make.result(2, 1.0, adaptation=curve)))
-    assert math.isnan(epochs_to(results, {0: 0.8, 1: 0.8, 2: 0.8}, 50))
+    assert epochs_to(results, {0: 0.5, 1: 0.5}, 50) == pytest.approx((3 + 10 / 4) / 2)
+
+
+def test_who_matches_at_the_end_alone(make) -> None:
+    """The curve stops at step 1, training goes on: 6 and 12 steps, 2 and 4 an epoch."""
+    curve = {"0": 0.1, "1": 0.2}
+    results = [
+        ClientResult.from_json(make.result(0, 0.6, train_size=100, steps=6, adaptation=curve)),
+        ClientResult.from_json(make.result(1, 0.8, train_size=200, steps=12, adaptation=curve)),
+    ]
+    assert epochs_to(results, {0: 0.6, 1: 0.8}, 50) == pytest.approx(3)
+    assert epochs_to(results, {0: 0.7, 1: 0.7}, 50) == pytest.approx(3)
+    assert epochs_to(results, {0: 0.2, 1: 0.2}, 50) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert math.isnan(epochs_to(results, {0: 0.61, 1: 0.8}, 50))
+    unknown = [ClientResult.from_json(make.result(0, 0.6, steps=None, adaptation=curve))]
+    assert math.isnan(epochs_to(unknown, {0: 0.5}, 50))
