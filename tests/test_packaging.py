@@ -18,7 +18,8 @@ FOLDERS = ("csrc", "metadnas_ext", "tests", "bench", "docs", "examples")
 
 
 def test_source_distribution_is_whole(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools")
+    for needed in ("setuptools", "pybind11"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed (extra test)")
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=BUILT)
     (tree / "csrc" / "common" / "left.o").touch()
