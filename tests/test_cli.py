@@ -23,11 +23,11 @@ from metadnas_ext.cli import app
 from metadnas_ext.config import Config
 from metadnas_ext.errors import RunError
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.federated.runner import load_config
+from metadnas_ext.federated.runner import create_run, load_config
 from metadnas_ext.files import LOCK, locked
 from metadnas_ext.space import candidates, cheapest_cost
 
-from .federated._tiny import METHODS, TINY, events, run_in
+from .federated._tiny import METHODS, TINY, events, run_in, tiny_config
 
 SMALL = [argument for key, value in TINY.items() for argument in ("--set", f"{key}={value}")]
 """The tiny federation of the engine tests."""
@@ -392,6 +392,14 @@ def test_seeds_are_gone_on_with_whatever_seed_the_preset_has(tmp_path: Path) -> 
     assert again.exit_code == 0, again.output
     message = one_line_error(metadnas(*arguments, "--resume", "--seed", "3"))
     assert "run.seed (4, 3)" in message
+
+
+def test_a_run_over_flower_is_not_gone_on_with_in_one_process(tmp_path: Path) -> None:
+    """What its clients keep is in none of its checkpoints: they would start again from nothing."""
+    create_run(tmp_path / "run", tiny_config(), ["ditto"])
+    (tmp_path / "run" / "flower.json").write_text('{"run": "ab"}')
+    message = one_line_error(metadnas("compare", "--resume", "--out", "run"))
+    assert "run is a run over Flower: what its clients keep is on the nodes" in message
 
 
 def test_resume_with_other_methods(finished: Path) -> None:
