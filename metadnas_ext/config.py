@@ -250,8 +250,9 @@ def _converted(key: str, value: Any) -> Any:
     try:
         return _as(wanted, value)
     except (TypeError, ValueError, OverflowError):
-        name = getattr(wanted, "__name__", str(wanted))
-        raise ConfigError(f"{key} is {value!r}, expected {name}") from None
+        item, *_ = typing.get_args(wanted) or (None,)
+        expected = wanted.__name__ if item is None else f"a list of {item.__name__}"
+        raise ConfigError(f"{key} is {value!r}, expected {expected}") from None
 
 
 def _as(wanted: Any, value: Any) -> Any:

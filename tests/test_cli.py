@@ -261,6 +261,10 @@ MISTAKES = {
     "unknown key": (["--set", "client.alpha_lrr=1"], "did you mean client.alpha_lr?"),
     "malformed set": (["--set", "client.alpha_lr"], "expected section.name=value"),
     "wrong type": (["--set", "client.epochs=two"], "client.epochs is 'two', expected int"),
+    "no list of numbers": (
+        ["--set", "budget.levels=0.5,half"],
+        "budget.levels is '0.5,half', expected a list of float",
+    ),
     "infinite": (["--set", "client.lr=inf"], "client.lr is inf"),
     "brackets": (["--set", "[red]x[/]=1"], "unknown parameter '[red]x[/]'"),
     "unknown preset": (["--preset", "fast"], "--preset is 'fast', expected one of quick, paper"),
