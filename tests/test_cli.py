@@ -321,6 +321,18 @@ def test_report_on_something_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
+@pytest.mark.parametrize("name", ["[bold]", "[", "a[/]b"])
+def test_brackets_in_a_path_are_brackets(name: str, tmp_path: Path) -> None:
+    arguments = ["compare", *SMALL, "--methods", "fedavg", "--set", "server.rounds=0"]
+    done = metadnas(*arguments, "--out", name)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count(f"run folder: {Path(name)}\n") == 2
+    assert load_config(tmp_path / name)
+    done = metadnas("report", name)
+    assert done.exit_code == 0, done.output
+    assert str(Path(name) / "report" / "report.html") in done.stdout
+
+
 def test_existing_run_is_not_overwritten(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     message = one_line_error(metadnas("search", *SMALL, "--out", str(finished)))
