@@ -124,4 +124,5 @@ class Display:
         self._print(f"run folder: {self._run_dir}")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        # What clients have sent may be in it: brackets are no markup.
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)

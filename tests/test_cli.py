@@ -24,11 +24,11 @@ from metadnas_ext.cli import app
 from metadnas_ext.config import Config
 from metadnas_ext.errors import RunError
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.federated.runner import load_config
+from metadnas_ext.federated.runner import create_run, load_config
 from metadnas_ext.files import LOCK, locked
 from metadnas_ext.space import candidates, cheapest_cost
 
-from .federated._tiny import METHODS, TINY, events, run_in
+from .federated._tiny import METHODS, TINY, events, run_in, tiny_config
 
 SMALL = [argument for key, value in TINY.items() for argument in ("--set", f"{key}={value}")]
 """The tiny federation of the engine tests."""
@@ -361,6 +361,18 @@ def test_a_comparison_that_cannot_be_written(finished: Path, tmp_path: Path) -> 
     assert message == "error: cannot write to run: Is a directory"
 
 
+@pytest.mark.parametrize("name", ["[bold]", "[", "a[/]b"])
+def test_brackets_in_a_path_are_brackets(name: str, tmp_path: Path) -> None:
+    arguments = ["compare", *SMALL, "--methods", "fedavg", "--set", "server.rounds=0"]
+    done = metadnas(*arguments, "--out", name)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count(f"run folder: {Path(name)}\n") == 2
+    assert load_config(tmp_path / name)
+    done = metadnas("report", name)
+    assert done.exit_code == 0, done.output
+    assert str(Path(name) / "report" / "report.html") in done.stdout
+
+
 def test_existing_run_is_not_overwritten(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     message = one_line_error(metadnas("search", *SMALL, "--out", str(finished)))
@@ -436,6 +448,14 @@ def test_seeds_are_gone_on_with_whatever_seed_the_preset_has(tmp_path: Path) -> 
     assert again.exit_code == 0, again.output
     message = one_line_error(metadnas(*arguments, "--resume", "--seed", "3"))
     assert "run.seed (4, 3)" in message
+
+
+def test_a_run_over_flower_is_not_gone_on_with_in_one_process(tmp_path: Path) -> None:
+    """What its clients keep is in none of its checkpoints: they would start again from nothing."""
+    create_run(tmp_path / "run", tiny_config(), ["ditto"])
+    (tmp_path / "run" / "flower.json").write_text('{"run": "ab"}')
+    message = one_line_error(metadnas("compare", "--resume", "--out", "run"))
+    assert "run is a run over Flower: what its clients keep is on the nodes" in message
 
 
 def test_resume_with_other_methods(finished: Path) -> None:

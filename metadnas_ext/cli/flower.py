@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metadnas_ext.cli.options import Request, with_shared_options
-from metadnas_ext.cli.running import conclude
+from metadnas_ext.cli.running import conclude, watching
 from metadnas_ext.cli.settling import settled
 from metadnas_ext.cli.terminal import console, friendly, resumable
+from metadnas_ext.errors import ConfigError
 from metadnas_ext.imports import import_all
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 @with_shared_options
 def flower(
     request: Request,
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "meta_dnas",
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated, or all; default meta_dnas.")
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Clients are dealt to as many nodes.")] = 2,
     app: Annotated[
         Path | None, typer.Option(help="App folder to write; default beside --out: <out>-app.")
@@ -45,8 +48,12 @@ def flower(
         from metadnas_ext.flower.settings import FlowerSettings
 
         import_all(request.imports)
-        names = [name.strip() for name in methods.split(",")]
-        out, ((_, config),), names = settled("flower", names, request, None, None)
+        wanted = None if methods is None else [name.strip() for name in methods.split(",")]
+        if wanted is None and not request.resume:
+            wanted = ["meta_dnas"]
+        if request.tensorboard and not simulate:
+            raise ConfigError("--tensorboard is given, expected it without --no-simulate")
+        out, ((_, config),), names = settled("flower", wanted, request, None, None)
         out = out.absolute()
         config = config.updated({"run.threads": config.run.threads or torch.get_num_threads()})
         settings = FlowerSettings(out, tuple(names), nodes)
@@ -56,14 +63,13 @@ def flower(
         console.print(f"app folder: {folder}", highlight=False, soft_wrap=True)
         if simulate:
             with resumable(out, "flower"):
-                _simulate(settings, config, folder / "clients")
+                _simulate(settings, config, folder / "clients", request.tensorboard)
             conclude("flower", out, None)
 
 
-def _simulate(settings: FlowerSettings, config: Config, state: Path) -> None:
+def _simulate(settings: FlowerSettings, config: Config, state: Path, tensorboard: bool) -> None:
     from metadnas_ext.federated.federation import Federation
     from metadnas_ext.flower.simulation import simulate
-    from metadnas_ext.progress import Display
 
-    with Display(console, Federation.build(config), settings.out) as display:
-        simulate(settings, config, state, display)
+    with watching(settings.out, Federation.build(config), tensorboard) as observer:
+        simulate(settings, config, state, observer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,8 +98,16 @@ def _run(
 
 
 def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboard: bool) -> None:
-    """One run to its end, shown on the terminal and, if asked, to TensorBoard."""
+    """One run to its end, watched."""
     from metadnas_ext.federated.runner import Runner
+
+    with watching(folder, federation, tensorboard) as observer:
+        Runner(federation, methods, folder, observer).run()
+
+
+@contextmanager
+def watching(folder: Path, federation: Federation, tensorboard: bool) -> Iterator[Observer]:
+    """Shows a run on the terminal and, if asked, to TensorBoard."""
     from metadnas_ext.observers import Observers, TensorBoardLog
     from metadnas_ext.progress import Display
 
@@ -106,7 +115,7 @@ def _run_one(folder: Path, federation: Federation, methods: list[str], tensorboa
         observers: list[Observer] = [stack.enter_context(Display(console, federation, folder))]
         if tensorboard:
             observers.append(stack.enter_context(TensorBoardLog(folder)))
-        Runner(federation, methods, folder, Observers(observers)).run()
+        yield Observers(observers)
 
 
 def conclude(command: str, out: Path, target: float | None) -> None:

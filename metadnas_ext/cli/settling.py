@@ -8,7 +8,7 @@ from typing import Any
 from metadnas_ext.cli.options import DEFAULT_PRESET, Request, assignments, preset_of
 from metadnas_ext.config import Config, load_file
 from metadnas_ext.config_checks import did_you_mean
-from metadnas_ext.errors import ConfigError
+from metadnas_ext.errors import ConfigError, RunError
 
 MOVING = (
     "; a run keeps its device: another one rounds differently, and what follows would not be what "
@@ -51,7 +51,13 @@ def settled(
         values["run.device"] = settled_name(str(values["run.device"]))
     numbers = None if seeds is None else _seeds(seeds, values)
     if request.resume:
-        return _settled_resume(request, values, wanted, numbers)
+        out, runs, methods = _settled_resume(request, values, wanted, numbers)
+        if command != "flower" and (out / runner.FLOWER).exists():
+            raise RunError(
+                f"{out} is a run over Flower: what its clients keep is on the nodes; go on with "
+                f"metadnas flower --resume"
+            )
+        return out, runs, methods
     config = preset_of(request.preset or DEFAULT_PRESET).updated(values)
     out = request.out or _free_folder(command, config.data.dataset)
     runner.check_free(out)

@@ -14,7 +14,7 @@ from rich.console import Console
 from metadnas_ext.errors import MetadnasError
 
 WIDTH = None if sys.stdout.isatty() else 100  # columns of tables in a file
-console = Console(width=WIDTH)
+console = Console(width=WIDTH, markup=False)  # brackets in paths and names are brackets
 errors = Console(stderr=True)
 
 INTERRUPTED = 130

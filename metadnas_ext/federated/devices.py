@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ def assigned_devices(config: Config) -> tuple[int, ...]:
     count = max(1, len(config.budget.devices))
     if not shares:
         return tuple(client % count for client in range(clients))
-    if len(shares) != count or not all(share > 0 for share in shares):
+    if len(shares) != count or not all(0 < share < math.inf for share in shares):
         raise ConfigError(
             f"budget.device_shares is {shares}, expected one positive number for each of the "
             f"{count} budget.devices"

@@ -32,6 +32,8 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 GENOTYPES = "genotypes.json"
+FLOWER = "flower.json"
+"""Of a run over Flower: the name its nodes know it by. What they keep is in no checkpoint."""
 UNFINISHED = {METRICS, f".{CONFIG}.tmp", LOCK}
 """What a run folder may hold before its configuration: it is none yet."""
 

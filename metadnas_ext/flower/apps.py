@@ -16,9 +16,17 @@ from flwr.serverapp import ServerApp
 
 from metadnas_ext.config import Config
 from metadnas_ext.errors import ConfigError, RunError
+from metadnas_ext.federated import checkpoint
 from metadnas_ext.federated.federation import Federation
 from metadnas_ext.federated.node import Node, Sent, clients_of
-from metadnas_ext.federated.runner import CONFIG, Observer, Runner, create_run, load_config
+from metadnas_ext.federated.runner import (
+    CONFIG,
+    FLOWER,
+    Observer,
+    Runner,
+    create_run,
+    load_config,
+)
 from metadnas_ext.files import locked, write_json
 from metadnas_ext.flower import messages
 from metadnas_ext.flower.engine import OverFlower, check_config
@@ -26,9 +34,6 @@ from metadnas_ext.flower.messages import Order
 from metadnas_ext.flower.settings import FlowerSettings, from_run_config
 from metadnas_ext.methods.exchange import Task
 from metadnas_ext.placement import device_of, make_repeatable
-
-RUN = "flower.json"
-"""In the run folder: the name of the run, by which nodes tell it from others."""
 
 
 def server_app(
@@ -63,9 +68,14 @@ def serve(
             federation = _federation(config)
             create_run(out, federation.config, settings.methods)
             config = federation.config
-        if not (out / RUN).exists():
-            write_json(out / RUN, {"run": secrets.token_hex(16)})
-        run = json.loads((out / RUN).read_bytes())["run"]
+        if not (out / FLOWER).exists():
+            if (out / checkpoint.FOLDER).exists():
+                raise RunError(
+                    f"{out} was started in one process, so no node has what its clients keep; go "
+                    f"on with metadnas compare --resume"
+                )
+            write_json(out / FLOWER, {"run": secrets.token_hex(16)})
+        run = json.loads((out / FLOWER).read_bytes())["run"]
         federation = _federation(config)
         engine = OverFlower(grid, federation, settings, run)
         runner = Runner(federation, settings.methods, out, observer, engine)

@@ -224,9 +224,13 @@ class MetaDNAS(Rounds, Searching):
         return self._finetune(adapted, differing)
 
     def converged(self, history: Sequence[RoundFigures]) -> bool:
-        """As of any method; α and its entropy do not move during the warm-up, which is no sign."""
-        client = self.config.client
-        return super().converged(history[client.alpha_warmup // client.epochs :])
+        """As of any method; α and its entropy do not move during the warm-up, which is no sign, and
+        a search that has settled leaves the networks that it found to be trained.
+        """
+        first = self.config.client.alpha_warmup // self.config.client.epochs
+        if self.search_rounds < self.rounds:
+            first = max(first, self.search_rounds)
+        return super().converged(history[first:])
 
     def _search(self, index: int, clients: Sequence[int]) -> Part:
         where, relaxation = f"round {index}", self.relaxation(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -201,7 +202,9 @@ def test_without_shares_devices_go_round() -> None:
     assert assigned_devices(Config()) == (0,) * 10
 
 
-@pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.5, 0.5), (1.0, 0.0), (2.0, -1.0)])
+@pytest.mark.parametrize(
+    "shares", [(1.0,), (0.5, 0.5, 0.5), (1.0, 0.0), (2.0, -1.0), (math.inf, 1.0)]
+)
 def test_shares_must_fit_the_devices(shares: tuple[float, ...]) -> None:
     keys = {"budget.devices": ("macs", "params"), "budget.device_shares": shares}
     with pytest.raises(ConfigError, match=r"budget\.device_shares is .*each of the 2"):

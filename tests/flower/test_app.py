@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from metadnas_ext.cli import app
 from metadnas_ext.errors import ConfigError, RunError
+from metadnas_ext.federated.runner import create_run
 from metadnas_ext.flower.scaffold import write_app
 from metadnas_ext.flower.settings import FlowerSettings, from_run_config, to_run_config
 
@@ -94,3 +95,19 @@ def test_the_command_says_what_is_wrong(arguments: list[str], message: str, tmp_
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_going_on_takes_the_methods_of_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    create_run(out, tiny_config(run__threads=1), ["fedavg", "ditto"])
+    found = CliRunner().invoke(app, ["flower", "--resume", "--out", str(out), "--no-simulate"])
+    assert found.exit_code == 0, found.output
+    project = tomllib.loads((tmp_path / "run-app" / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"]["flower"]["methods"] == "fedavg,ditto"
+
+
+def test_a_log_needs_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    done = metadnas("--out", str(tmp_path / "run"), "--no-simulate", "--tensorboard")
+    assert done.exit_code == 2
+    assert "--tensorboard is given, expected it without --no-simulate" in done.stderr

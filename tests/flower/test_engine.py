@@ -284,3 +284,12 @@ def test_the_last_round_that_counted() -> None:
 
     history = [figures([0, 1], []), figures([1, 2], [1]), figures([0, 2], [0])]
     assert last_rounds(history) == {0: 0, 1: 0, 2: 2}
+
+
+def test_a_run_of_one_process_is_not_gone_on_with_over_flower(tmp_path: Path) -> None:
+    """What its clients keep is in its checkpoints, and on no node."""
+    config = tiny_config(**THREE)
+    run_in(tmp_path / "out", Federation.build(config), ["ditto"])
+    with pytest.raises(RunError, match="out was started in one process, so no node has"):
+        over_flower(tmp_path, config, ("ditto",))
+    assert not (tmp_path / "out" / "flower.json").exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metadnas_ext.errors import BudgetError, ConfigError
 from metadnas_ext.federated.federation import Federation
-from metadnas_ext.methods import LocalDARTS, MetaDNAS, RoundFigures
+from metadnas_ext.methods import FedAvg, LocalDARTS, MetaDNAS, RoundFigures
 from metadnas_ext.methods.searching import Searching
 from metadnas_ext.report.result import ClientResult
 from metadnas_ext.search.curvature import alpha_hessian_eigenvalue
@@ -144,6 +144,17 @@ def test_warmup_does_not_count_as_convergence() -> None:
     flat = RoundFigures([0], 1.0, 1.0, 0.5, 0, 0, alpha_entropy=1.0)
     assert not method.converged([flat] * 5)
     assert method.converged([flat] * 6)
+
+
+def test_rounds_behind_the_search_are_not_given_up_for_a_flat_search() -> None:
+    changes = {"server__search_rounds": 4, "server__rounds": 9, "server__patience": 2}
+    method, federation = MetaDNAS(tiny_federation(**changes)), tiny_federation(**changes)
+    searching = RoundFigures([0], 1.0, 1.0, 0.5, 0, 0, alpha_entropy=1.0)
+    training = RoundFigures([0], 1.0, 1.0, 0.5, 0, 0)
+    assert FedAvg(federation).converged([searching] * 4)
+    assert not method.converged([searching] * 4)
+    assert not method.converged([searching] * 4 + [training] * 2)
+    assert method.converged([searching] * 4 + [training] * 3)
 
 
 def test_keys_and_temperatures_of_the_searches(monkeypatch: pytest.MonkeyPatch) -> None:
