@@ -17,6 +17,12 @@ from ..federated._tiny import run_in, tiny_config
 from ._same import assert_same_run
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers import from the driver's directory too; a checkout may have no _C."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_simulated_run_is_that_of_one_process(tmp_path: Path) -> None:
     """With local parts and rounds behind the search: state on clients, networks of their own."""
     config = tiny_config(
