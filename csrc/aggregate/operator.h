@@ -13,8 +13,8 @@
 namespace metadnas {
 
 inline void check_clients(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(0) >= 1, op, ": x has shape ", shape_text(x),
-                  ", expected (G, ...) with G of at least 1");
+  check(x.dim() >= 1 && x.size(0) >= 1, op, ": x has shape ", shape_text(x),
+        ", expected (G, ...) with G of at least 1");
   check_floating(op, "x", x);
 }
 
@@ -42,12 +42,12 @@ double checked_total(const char* op, const std::string& name, const T* weights, 
   double total = 0;
   for (int64_t g = 0; g < clients; ++g) {
     const double w = static_cast<double>(weights[g]);
-    STD_TORCH_CHECK(w >= 0 && std::isfinite(w), op, ": ", name, "[", g, "] is ", w,
-                    ", expected a finite number of at least 0");
+    check(w >= 0 && std::isfinite(w), op, ": ", name, "[", g, "] is ", w,
+          ", expected a finite number of at least 0");
     total += w;
   }
-  STD_TORCH_CHECK(total > 0 && std::isfinite(total), op, ": ", name, " sum to ", total,
-                  ", expected a finite number of more than 0");
+  check(total > 0 && std::isfinite(total), op, ": ", name, " sum to ", total,
+        ", expected a finite number of more than 0");
   return total;
 }
 
@@ -77,8 +77,8 @@ Tensor mixtures(Tensor x, Tensor weights) {
   constexpr const char* kOp = "mixtures";
   check_clients(kOp, x);
   const int64_t clients = x.size(0);
-  STD_TORCH_CHECK(weights.dim() == 2 && weights.size(1) == clients, kOp, ": weights has shape ",
-                  shape_text(weights), ", expected (M, ", clients, ")");
+  check(weights.dim() == 2 && weights.size(1) == clients, kOp, ": weights has shape ",
+        shape_text(weights), ", expected (M, ", clients, ")");
   check_like(kOp, "weights", weights, x);
   Tensor out = empty_like_clients(x, client_sizes(x, {weights.size(0)}));
   const Tensor rows = torch::stable::contiguous(x);
@@ -99,8 +99,8 @@ template <class Device>
 Tensor rank_mean(Tensor x, int64_t begin, int64_t end) {
   constexpr const char* kOp = "rank_mean";
   check_clients(kOp, x);
-  STD_TORCH_CHECK(0 <= begin && begin < end && end <= x.size(0), kOp, ": ranks are [", begin, ", ",
-                  end, "), expected 0 <= begin < end <= ", x.size(0));
+  check(0 <= begin && begin < end && end <= x.size(0), kOp, ": ranks are [", begin, ", ", end,
+        "), expected 0 <= begin < end <= ", x.size(0));
   Tensor out = empty_like_clients(x, client_sizes(x));
   const Tensor rows = torch::stable::contiguous(x);
   with_element_type(x, [&]<class T>() {

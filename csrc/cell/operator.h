@@ -19,21 +19,20 @@ inline CellGraph make_graph(const std::vector<int64_t>& sources,
                             const std::vector<int64_t>& candidates, bool reduction,
                             int64_t channels) {
   const size_t edges = sources.size();
-  STD_TORCH_CHECK(edges > 0 && targets.size() == edges, kOp, ": sources has ", edges,
-                  " edges, targets ", targets.size(), ", expected as many, and at least 1");
-  STD_TORCH_CHECK(!candidates.empty() && candidates.size() % edges == 0, kOp, ": candidates has ",
-                  candidates.size(), " entries, expected the same number for each of ", edges,
-                  " edges");
+  check(edges > 0 && targets.size() == edges, kOp, ": sources has ", edges, " edges, targets ",
+        targets.size(), ", expected as many, and at least 1");
+  check(!candidates.empty() && candidates.size() % edges == 0, kOp, ": candidates has ",
+        candidates.size(), " entries, expected the same number for each of ", edges, " edges");
   const size_t each = candidates.size() / edges;
   CellGraph graph;
   graph.reduction = reduction;
   graph.sources = sources;
   graph.targets = targets;
   for (size_t e = 0; e < edges; ++e) {
-    STD_TORCH_CHECK(targets[e] >= 0 && targets[e] < static_cast<int64_t>(edges), kOp, ": targets[",
-                    e, "] is ", targets[e], ", expected a node in [0, ", edges, ")");
-    STD_TORCH_CHECK(sources[e] >= 0 && sources[e] < kCellInputs + targets[e], kOp, ": sources[", e,
-                    "] is ", sources[e], ", expected a state before node ", targets[e]);
+    check(targets[e] >= 0 && targets[e] < static_cast<int64_t>(edges), kOp, ": targets[", e,
+          "] is ", targets[e], ", expected a node in [0, ", edges, ")");
+    check(sources[e] >= 0 && sources[e] < kCellInputs + targets[e], kOp, ": sources[", e, "] is ",
+          sources[e], ", expected a state before node ", targets[e]);
     if (targets[e] >= graph.nodes) graph.nodes = static_cast<int>(targets[e]) + 1;
   }
   std::vector<bool> reached(static_cast<size_t>(graph.nodes));
@@ -45,7 +44,7 @@ inline CellGraph make_graph(const std::vector<int64_t>& sources,
                      channels);
   }
   for (size_t node = 0; node < reached.size(); ++node) {
-    STD_TORCH_CHECK(reached[node], kOp, ": no edge ends at node ", node);
+    check(reached[node], kOp, ": no edge ends at node ", node);
   }
   return graph;
 }

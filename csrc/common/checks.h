@@ -3,8 +3,9 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -12,24 +13,40 @@ namespace metadnas {
 
 using torch::stable::Tensor;
 
-inline std::string shape_text(const Tensor& t) {
-  std::string text = "(";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
-  return text + ")";
+// Throws the parts, one after the other, as a message. They are put together only then, and the
+// message starts with the operator: STD_TORCH_CHECK would put a C++ function and file before it.
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+  if (holds) [[likely]]
+    return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
 }
 
-inline std::string shape_text(const std::vector<int64_t>& sizes) {
-  std::string text = "(";
-  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
-  return text + ")";
+// A shape as a part of a message: a view, like (2, 3).
+struct ShapeText {
+  const int64_t* sizes;
+  size_t dims;
+};
+
+inline ShapeText shape_text(const Tensor& t) { return {t.sizes().data(), t.sizes().size()}; }
+
+inline ShapeText shape_text(const std::vector<int64_t>& sizes) {
+  return {sizes.data(), sizes.size()};
+}
+
+inline std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
+  out << "(";
+  for (size_t d = 0; d < shape.dims; ++d) out << (d ? ", " : "") << shape.sizes[d];
+  return out << ")";
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& t,
                         const std::vector<int64_t>& wanted) {
   bool same = t.dim() == static_cast<int64_t>(wanted.size());
   for (size_t d = 0; same && d < wanted.size(); ++d) same = t.size(d) == wanted[d];
-  STD_TORCH_CHECK(same, op, ": ", name, " has shape ", shape_text(t), ", expected ",
-                  shape_text(wanted));
+  check(same, op, ": ", name, " has shape ", shape_text(t), ", expected ", shape_text(wanted));
 }
 
 inline const char* dtype_text(torch::headeronly::ScalarType type) {
@@ -42,14 +59,14 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 }
 
 inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  STD_TORCH_CHECK(same_device(t, x), op, ": ", name, " is not on the device of x");
+  check(same_device(t, x), op, ": ", name, " is not on the device of x");
 }
 
 // `why` ends the message: where the wanted dtype comes from.
 inline void check_type(const char* op, const char* name, const Tensor& t,
                        torch::headeronly::ScalarType wanted, const char* why) {
-  STD_TORCH_CHECK(t.scalar_type() == wanted, op, ": ", name, " is ", dtype_text(t.scalar_type()),
-                  ", expected ", dtype_text(wanted), why);
+  check(t.scalar_type() == wanted, op, ": ", name, " is ", dtype_text(t.scalar_type()),
+        ", expected ", dtype_text(wanted), why);
 }
 
 // The same dtype and device as x.
@@ -60,7 +77,7 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
 
 inline void check_floating(const char* op, const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
-  STD_TORCH_CHECK(
+  check(
       type == torch::headeronly::ScalarType::Float || type == torch::headeronly::ScalarType::Double,
       op, ": ", name, " is ", dtype_text(type), ", expected Float or Double");
 }

@@ -18,14 +18,13 @@ class CountedImages {
       : clients_(x.size(0)), images_(x.size(1)) {
     if (!given.has_value()) return;
     check_shape(op, "counts", *given, {clients_});
-    STD_TORCH_CHECK(
-        given->scalar_type() == torch::headeronly::ScalarType::Long && same_device(*given, x), op,
-        ": counts is not int64 on the device of x");
+    check(given->scalar_type() == torch::headeronly::ScalarType::Long && same_device(*given, x), op,
+          ": counts is not int64 on the device of x");
     counts_ = torch::stable::contiguous(*given);
     readable_ = counts_->is_cpu();
     for (int64_t g = 0; readable_ && g < clients_; ++g) {
-      STD_TORCH_CHECK(data()[g] >= 0 && data()[g] <= images_, op, ": counts[", g, "] is ",
-                      data()[g], ", expected 0 to ", images_);
+      check(data()[g] >= 0 && data()[g] <= images_, op, ": counts[", g, "] is ", data()[g],
+            ", expected 0 to ", images_);
     }
   }
 

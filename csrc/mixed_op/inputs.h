@@ -13,43 +13,40 @@ namespace metadnas {
 
 inline void check_candidates(const char* op, const std::vector<int64_t>& candidates, int64_t stride,
                              int64_t channels) {
-  STD_TORCH_CHECK(!candidates.empty(), op, ": candidates is empty");
+  check(!candidates.empty(), op, ": candidates is empty");
   bool seen[kCandidates] = {};
   for (const int64_t c : candidates) {
-    STD_TORCH_CHECK(c >= 0 && c < kCandidates, op, ": candidate ", c, " is not in [0, ",
-                    kCandidates, ")");
-    STD_TORCH_CHECK(!seen[c], op, ": candidate ", c, " is named twice");
+    check(c >= 0 && c < kCandidates, op, ": candidate ", c, " is not in [0, ", kCandidates, ")");
+    check(!seen[c], op, ": candidate ", c, " is named twice");
     seen[c] = true;
   }
-  STD_TORCH_CHECK(!(stride == 2 && seen[static_cast<int>(Candidate::kSkip)] && channels % 2 != 0),
-                  op,
-                  ": a stride-2 skip_connect (factorized reduce) needs an even number of "
-                  "channels, got ",
-                  channels);
+  check(!(stride == 2 && seen[static_cast<int>(Candidate::kSkip)] && channels % 2 != 0), op,
+        ": a stride-2 skip_connect (factorized reduce) needs an even number of "
+        "channels, got ",
+        channels);
 }
 
 inline Keep checked_keep(const char* op, int64_t keep) {
-  STD_TORCH_CHECK(keep >= 0 && keep <= static_cast<int64_t>(Keep::kInput), op, ": keep is ", keep,
-                  ", expected 0 (all results), 1 (middle results) or 2 (only the input)");
+  check(keep >= 0 && keep <= static_cast<int64_t>(Keep::kInput), op, ": keep is ", keep,
+        ", expected 0 (all results), 1 (middle results) or 2 (only the input)");
   return static_cast<Keep>(keep);
 }
 
 // half: whether activations may be of half precision
 inline void check_activations(const char* op, const char* name, const Tensor& x, bool half) {
-  STD_TORCH_CHECK(x.dim() == 5, op, ": ", name, " has shape ", shape_text(x),
-                  ", expected (G, N, H, W, C)");
+  check(x.dim() == 5, op, ": ", name, " has shape ", shape_text(x), ", expected (G, N, H, W, C)");
   if (!half || !is_half(x)) check_floating(op, name, x);
   for (int64_t d = 0; d < 5; ++d) {
-    STD_TORCH_CHECK(x.size(d) >= 1, op, ": ", name, " has shape ", shape_text(x),
-                    ", expected every size to be at least 1");
+    check(x.size(d) >= 1, op, ": ", name, " has shape ", shape_text(x),
+          ", expected every size to be at least 1");
   }
 }
 
 inline void check_variance(const char* op, const CountedImages& counts, int64_t pixels,
                            const Tensor& x) {
-  STD_TORCH_CHECK(counts.fewest() * pixels > 1, op,
-                  ": batch statistics need more than 1 value per channel, got ",
-                  counts.fewest() * pixels, "; x has shape ", shape_text(x));
+  check(counts.fewest() * pixels > 1, op,
+        ": batch statistics need more than 1 value per channel, got ", counts.fewest() * pixels,
+        "; x has shape ", shape_text(x));
 }
 
 // Mixing weights, parameters and statistics beside activations x: Float where x is of half

@@ -87,7 +87,7 @@ struct Inputs {
 
  private:
   static Tensor checked(const Tensor& x, const std::vector<int64_t>& candidates, int64_t stride) {
-    STD_TORCH_CHECK(stride == 1 || stride == 2, kOp, ": stride is ", stride, ", expected 1 or 2");
+    check(stride == 1 || stride == 2, kOp, ": stride is ", stride, ", expected 1 or 2");
     check_candidates(kOp, candidates, stride, x.size(4));
     return x;
   }

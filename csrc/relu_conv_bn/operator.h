@@ -24,20 +24,19 @@ using torch::headeronly::ScalarType;
 inline constexpr const char* kOp = "relu_conv_bn";
 
 inline void check_activations(const Tensor& x, bool half) {
-  STD_TORCH_CHECK(x.dim() == 5, kOp, ": x has shape ", shape_text(x), ", expected (G, N, H, W, C)");
+  check(x.dim() == 5, kOp, ": x has shape ", shape_text(x), ", expected (G, N, H, W, C)");
   if (!half || !is_half(x)) check_floating(kOp, "x", x);
   for (int64_t d = 0; d < 5; ++d) {
-    STD_TORCH_CHECK(x.size(d) >= 1, kOp, ": x has shape ", shape_text(x),
-                    ", expected every size to be at least 1");
+    check(x.size(d) >= 1, kOp, ": x has shape ", shape_text(x),
+          ", expected every size to be at least 1");
   }
 }
 
 inline Shape checked_shape(const Tensor& x, int64_t channels, int64_t stride) {
-  STD_TORCH_CHECK(stride == 1 || stride == 2, kOp, ": stride is ", stride, ", expected 1 or 2");
-  STD_TORCH_CHECK(channels >= 1, kOp, ": channels is ", channels, ", expected at least 1");
-  STD_TORCH_CHECK(channels % stride == 0, kOp,
-                  ": a stride-2 block (factorized reduce) needs an even number of channels, got ",
-                  channels);
+  check(stride == 1 || stride == 2, kOp, ": stride is ", stride, ", expected 1 or 2");
+  check(channels >= 1, kOp, ": channels is ", channels, ", expected at least 1");
+  check(channels % stride == 0, kOp,
+        ": a stride-2 block (factorized reduce) needs an even number of channels, got ", channels);
   return {x.size(0),
           x.size(1),
           static_cast<int>(x.size(2)),
@@ -111,9 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor params, std::optiona
     in.check_wide("running", *running);
   } else {
     const int64_t positions = in.counted.fewest() * in.shape.out_pixels();
-    STD_TORCH_CHECK(positions > 1, kOp,
-                    ": batch statistics need more than 1 value per channel, got ", positions,
-                    "; x has shape ", shape_text(x));
+    check(positions > 1, kOp, ": batch statistics need more than 1 value per channel, got ",
+          positions, "; x has shape ", shape_text(x));
   }
   Tensor stats = Device::empty(x, in.stats_shape(), wide_type(x));
   if (!training) torch::stable::copy_(stats, *running);

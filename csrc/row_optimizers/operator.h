@@ -21,27 +21,25 @@ inline std::vector<int64_t> shape_of(const Tensor& t) {
 // What is written in place: of rows' shape, dtype and device, and dense.
 inline void check_state(const char* op, const char* name, const Tensor& t, const Tensor& rows) {
   check_shape(op, name, t, shape_of(rows));
-  STD_TORCH_CHECK(t.scalar_type() == rows.scalar_type(), op, ": ", name, " is ",
-                  dtype_text(t.scalar_type()), ", expected ", dtype_text(rows.scalar_type()),
-                  " as rows");
-  STD_TORCH_CHECK(same_device(t, rows), op, ": ", name, " is not on the device of rows");
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " is not contiguous");
+  check(t.scalar_type() == rows.scalar_type(), op, ": ", name, " is ", dtype_text(t.scalar_type()),
+        ", expected ", dtype_text(rows.scalar_type()), " as rows");
+  check(same_device(t, rows), op, ": ", name, " is not on the device of rows");
+  check(t.is_contiguous(), op, ": ", name, " is not contiguous");
 }
 
 // grad's rows are the first ones of `rows`.
 inline void check_rows(const char* op, const Tensor& rows, const Tensor& grad) {
-  STD_TORCH_CHECK(rows.dim() >= 1, op, ": rows has shape ", shape_text(rows),
-                  ", expected (G, ...)");
+  check(rows.dim() >= 1, op, ": rows has shape ", shape_text(rows), ", expected (G, ...)");
   check_floating(op, "rows", rows);
   check_state(op, "rows", rows, rows);
   const int64_t active = grad.dim() >= 1 ? grad.size(0) : 0;
-  STD_TORCH_CHECK(active <= rows.size(0), op, ": grad has ", active, " rows, expected at most ",
-                  rows.size(0));
+  check(active <= rows.size(0), op, ": grad has ", active, " rows, expected at most ",
+        rows.size(0));
   std::vector<int64_t> wanted = shape_of(rows);
   wanted[0] = active;
   check_shape(op, "grad", grad, wanted);
-  STD_TORCH_CHECK(grad.scalar_type() == rows.scalar_type() && same_device(grad, rows), op,
-                  ": grad is not of rows' dtype and device");
+  check(grad.scalar_type() == rows.scalar_type() && same_device(grad, rows), op,
+        ": grad is not of rows' dtype and device");
 }
 
 template <class T>
@@ -64,9 +62,9 @@ void adam_rows(Tensor rows, Tensor grad, Tensor mean, Tensor square, Tensor step
   check_state(kOp, "mean", mean, rows);
   check_state(kOp, "square", square, rows);
   check_shape(kOp, "steps", steps, {rows.size(0)});
-  STD_TORCH_CHECK(steps.scalar_type() == torch::headeronly::ScalarType::Float &&
-                      same_device(steps, rows) && steps.is_contiguous(),
-                  kOp, ": steps is not a contiguous Float tensor on the device of rows");
+  check(steps.scalar_type() == torch::headeronly::ScalarType::Float && same_device(steps, rows) &&
+            steps.is_contiguous(),
+        kOp, ": steps is not a contiguous Float tensor on the device of rows");
   const Tensor dense = torch::stable::contiguous(grad);
   with_element_type(rows, [&]<class T>() {
     Device::adam(rows, rows_of<T>(rows, dense, weight_decay), data<T>(mean), data<T>(square),
@@ -80,8 +78,8 @@ void sgd_rows(Tensor rows, Tensor grad, Tensor velocity, std::vector<double> rat
   constexpr const char* kOp = "sgd_rows_";
   check_rows(kOp, rows, grad);
   check_state(kOp, "velocity", velocity, rows);
-  STD_TORCH_CHECK(static_cast<int64_t>(rates.size()) == grad.size(0), kOp, ": ", rates.size(),
-                  " rates for ", grad.size(0), " rows of grad");
+  check(static_cast<int64_t>(rates.size()) == grad.size(0), kOp, ": ", rates.size(), " rates for ",
+        grad.size(0), " rows of grad");
   const Tensor dense = torch::stable::contiguous(grad);
   with_element_type(rows, [&]<class T>() {
     Device::sgd(rows, rows_of<T>(rows, dense, weight_decay), data<T>(velocity), rates,

@@ -64,7 +64,7 @@ def zeros(*shape, dtype=torch.float64):
 def test_refuses(changes, message):
     with pytest.raises(RuntimeError) as error:
         call(**changes)
-    assert f"mixed_op: {message}" in str(error.value)
+    assert str(error.value).startswith(f"mixed_op: {message}")
 
 
 def test_unknown_candidate():

@@ -146,5 +146,5 @@ def test_meta():
     ],
 )
 def test_refuses(x, weights, message):
-    with pytest.raises(RuntimeError, match=f"weighted_mean: {message}"):
+    with pytest.raises(RuntimeError, match=f"^weighted_mean: {message}"):
         weighted_mean(x, weights)
