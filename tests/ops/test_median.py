@@ -8,7 +8,7 @@ import torch
 
 from metadnas_ext.ops import median, rank_mean, reference_aggregate, trimmed_mean
 
-SIZES = [*range(1, 71), 255, 1000]
+SIZES = [*range(1, 71), 128, 129, 255, 256, 300, 512, 1000, 1025]
 RANK_MEANS = [rank_mean, reference_aggregate.rank_mean]
 
 
