@@ -240,7 +240,7 @@ def test_adam_refuses(changes, message):
 
 def test_sgd_refuses():
     rows = torch.zeros(3, 5)
-    with pytest.raises(RuntimeError, match="^sgd_rows_: 1 rates for 2 rows of grad"):
+    with pytest.raises(RuntimeError, match=r"^sgd_rows_: 1 rates for 2 rows of grad"):
         sgd_rows_(rows, rows[:2], rows.clone(), [0.1])
     with pytest.raises(RuntimeError, match=r"^sgd_rows_: velocity has shape \(2, 5\), expected"):
         sgd_rows_(rows, rows[:2], rows[:2].clone(), [0.1, 0.2])
