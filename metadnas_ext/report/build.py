@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from metadnas_ext.files import writing
+from metadnas_ext.report.clients import write_clients
 from metadnas_ext.report.comparison import write_comparison
 from metadnas_ext.report.content import gather
 from metadnas_ext.report.html import write_html
@@ -13,7 +14,7 @@ from metadnas_ext.report.study import Study
 
 
 def build_report(study: Study, out: Path, target: float | None = None) -> list[Path]:
-    """Writes pictures, `report.md`, `comparison.*` and `report.html`; returns what was written.
+    """Writes pictures, `report.md`, `comparison.*`, `clients.csv` and `report.html`; returns them.
 
     A run that has not ended gives its curves and a note. Every file appears whole or not at all.
     `target`: the validation accuracy of "rounds to"; see `comparison.compare`. RunError if `out`
@@ -26,4 +27,5 @@ def build_report(study: Study, out: Path, target: float | None = None) -> list[P
         if content.comparison is not None:
             tables = comparison_tables(content.comparison)
             written += write_comparison(content.comparison, tables, out)
+            written.append(write_clients(study, out))
         return [*written, write_html(content, out)]

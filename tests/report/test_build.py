@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 
@@ -15,7 +16,7 @@ from metadnas_ext.errors import ConfigError, RunError
 from metadnas_ext.report import build
 from metadnas_ext.report.study import load_study
 
-DATA = ["comparison.csv", "comparison.json", "comparison.md"]
+DATA = ["comparison.csv", "comparison.json", "comparison.md", "clients.csv"]
 
 
 def build_report(folder, out=None, target=None):
@@ -28,18 +29,18 @@ def test_report_of_an_ended_run(compare_run):
     assert sorted(out.iterdir()) == sorted(written)  # nothing temporary is left
     names = [path.name for path in written]
     assert names[:2] == ["curves.png", "clients.png"]
-    assert names[-5:] == ["report.md", *DATA, "report.html"]
+    assert names[-6:] == ["report.md", *DATA, "report.html"]
     # Two distinct searched architectures, one of them the server's; FedAvg has only that one.
     assert [name for name in names if name.startswith("cells_")] == [
         "cells_meta_dnas_meta.png",
         "cells_meta_dnas_client_7.png",
         "cells_fedavg_meta.png",
     ]
-    for path in written[:-5]:
+    for path in written[:-6]:
         assert min(imread(path).shape[:2]) > 300
     page = (out / "report.md").read_text(encoding="utf-8")
     embedded = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
-    assert embedded == names[:-5]
+    assert embedded == names[:-6]
     # 0.60, 0.65, ... 0.95: mean 0.775; the unseen client is the last one, one is over budget.
     assert "| Meta-DNAS | 77.50 | 11.46 | 60.00 | 95.00 | – | – |" in page
     assert "| Meta-DNAS | 1.31 M MACs | 1 | 7.5 s | 5.00 kB | 10.0 kB | 1.00 kB |" in page
@@ -54,6 +55,22 @@ def test_report_of_an_ended_run(compare_run):
     assert "105.0 % (over)" in page
     assert "has not ended" not in page
     assert '"name": "made-up"' in page
+
+
+def test_clients_as_data(tmp_path, make):
+    """A line a client, from which anybody can make the table's means again."""
+    clients = [
+        make.result(0, 0.25, diverged="loss is nan"),
+        make.result(1, None, cost=1.5, budget=None, seen=False),
+    ]
+    build_report(make.run(tmp_path / "run", [make.round("a,b")], {"a,b": clients}))
+    with (tmp_path / "run" / "report" / "clients.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [first[key] for key in ("method", "seed", "client", "seen")] == ["a,b", "0", "0", "True"]
+    assert float(first["test_accuracy"]) == 0.25
+    assert first["diverged"] == "loss is nan"
+    assert [second[key] for key in ("test_accuracy", "budget", "diverged")] == ["", "", ""]
+    assert (second["seen"], float(second["cost"])) == ("False", 1.5)
 
 
 def test_up_to_six_clients_are_drawn_best_first(tmp_path, make):
