@@ -1,5 +1,6 @@
-// Mean of each column's values between two ranks. Up to 64 clients a thread sorts a column in its
-// registers, up to 1024 a team of lanes does; of more, a thread searches for the ranks' values.
+// Mean of each column's values between two ranks. A thread sorts a column of up to 64 floats or 32
+// doubles in its registers, a team of lanes up to 1024 floats; of more, a thread searches for the
+// ranks' values.
 #include <limits>
 
 #include "aggregate/cuda/kernels.h"
@@ -219,15 +220,13 @@ void rank_mean(const RankMeanArgs<T>& args, cuda::Stream stream) {
   if (clients <= 8) return sort<8>(args, stream);
   if (clients <= 16) return sort<16>(args, stream);
   if (clients <= 32) return sort<32>(args, stream);
-  if constexpr (sizeof(T) == sizeof(float)) {  // 64 doubles leave no register for anything else
+  if constexpr (sizeof(T) == sizeof(float)) {  // double: twice the registers, minutes to compile
     if (clients <= 64) return sort<64>(args, stream);
-  } else {
-    if (clients <= 2 * kOwn) return sort_in_teams<2>(args, stream);
+    if (clients <= 4 * kOwn) return sort_in_teams<4>(args, stream);
+    if (clients <= 8 * kOwn) return sort_in_teams<8>(args, stream);
+    if (clients <= 16 * kOwn) return sort_in_teams<16>(args, stream);
+    if (clients <= 32 * kOwn) return sort_in_teams<32>(args, stream);
   }
-  if (clients <= 4 * kOwn) return sort_in_teams<4>(args, stream);
-  if (clients <= 8 * kOwn) return sort_in_teams<8>(args, stream);
-  if (clients <= 16 * kOwn) return sort_in_teams<16>(args, stream);
-  if (clients <= 32 * kOwn) return sort_in_teams<32>(args, stream);
   launch(selected_mean_kernel<T>, grid_size(ceil_div(args.from.columns, kSelectThreads)),
          kSelectThreads, 0, stream, args);
 }
