@@ -13,7 +13,7 @@ from torch import Tensor
 # in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
-REASONS = {"slow": "takes minutes; run with --slow"}
+REASONS = {"slow": "takes long; run with --slow"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,14 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="where operators run: cpu; shim: CUDA's kernels on the host; cuda",
     )
-    parser.addoption("--slow", action="store_true", help="also the tests that take minutes each")
+    parser.addoption("--slow", action="store_true", help="also the tests that take long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: about the CPU's own kernels, left out elsewhere")
     config.addinivalue_line("markers", "host: values are looked at, which is done on the CPU only")
     config.addinivalue_line("markers", "long: takes seconds even on kernels, left out on the shim")
-    config.addinivalue_line("markers", "slow: takes minutes, run with --slow only")
+    config.addinivalue_line("markers", "slow: takes many seconds or minutes, run with --slow only")
     device = config.getoption("--device")
     if device == "shim":
         load_shim()

@@ -161,6 +161,7 @@ def test_plain_nasbench201_network_is_the_definition(size: int) -> None:
     assert_close(plain(x), truth(x), "definition")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(OTHERS))
 @pytest.mark.parametrize("size", [8, 7])
 def test_torch_export_of_every_space(kind: str, size: int, tmp_path: Path) -> None:
@@ -174,6 +175,7 @@ def test_torch_export_of_every_space(kind: str, size: int, tmp_path: Path) -> No
         assert_same_logits(program.module()(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(OTHERS))
 def test_onnx_of_every_space(kind: str, tmp_path: Path) -> None:
     for module in ("onnx", "onnxscript"):

@@ -98,6 +98,7 @@ def assert_grouping_changes_nothing(name: str, space: dict[str, Any]) -> list[Cl
     return whole[2]
 
 
+@pytest.mark.slow
 @SPACES
 def test_interrupted_runs_end_alike_and_are_reported(space: dict[str, Any], tmp_path: Path) -> None:
     """Stopped after every commit and resumed; then a report that draws its cells."""
