@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+import torch
+
 from metadnas_ext.config import Config
 from metadnas_ext.extras import require
 from metadnas_ext.federated.runner import Observer
@@ -23,15 +25,12 @@ which do all the work, are as important as this one."""
 
 
 def simulate(
-    settings: FlowerSettings,
-    config: Config,
-    state: Path,
-    observer: Observer | None = None,
-    processes: int | None = None,
+    settings: FlowerSettings, config: Config, state: Path, observer: Observer | None = None
 ) -> None:
     """Runs to the end; what clients keep is below `state`.
 
-    processes: of clients, at most; by default one a node, but no more than there are cores.
+    Nodes work side by side as far as there are cores for their threads: two that share a core
+    would wait for each other at every step.
     """
     require("flower", "flwr", "ray")
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
@@ -51,9 +50,10 @@ def simulate(
             failed.append(error)
 
     app.main()(main)
-    cores = min(processes or settings.nodes, os.cpu_count() or 1)
+    threads = config.run.threads or torch.get_num_threads()
+    at_once = min(settings.nodes, max((os.cpu_count() or 1) // threads, 1))
     backend = {
-        "init_args": {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False},
+        "init_args": {"num_cpus": at_once, "include_dashboard": False, "log_to_driver": False},
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
     run_simulation(app, client_app(state), settings.nodes, backend_config=backend)
