@@ -2,15 +2,47 @@
 and, where torch has CUDA and there is an nvcc, `_C_cuda` (the same operators on CUDA).
 
 Environment: MAX_JOBS (parallel compile jobs), DEBUG=1 (-O0 -g), FORCE_CUDA=1 (fail if CUDA cannot
-be built), TORCH_CUDA_ARCH_LIST (default: 8.0, 9.0, 10.0 and PTX for what comes after).
+be built), CUDA_HOME (default: where nvcc says that its toolkit is), TORCH_CUDA_ARCH_LIST (default:
+8.0, 9.0, 10.0 and PTX for what comes after).
 """
 
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import torch
-from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from setuptools import Extension, setup
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit. PyTorch takes the folder above nvcc's for it, which is wrong where the nvcc
+    on the path is a script that starts the toolkit's own; that one knows, and CMake asks it too.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return Path(named)
+    homes = [Path("/usr/local/cuda")]
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        command = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
+        dry_run = subprocess.run(command, capture_output=True, text=True, check=False)
+        tops = re.findall(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+        homes = [Path(nvcc).parents[1], *(Path(top).resolve() for top in tops), *homes]
+    return next((home for home in homes if has_headers(home)), None)
+
+
+def has_headers(home: Path) -> bool:
+    patterns = ["include/cuda_runtime.h", "targets/*/include/cuda_runtime.h"]  # the latter: conda
+    return any(any(home.glob(pattern)) for pattern in patterns)
+
+
+HOME = cuda_home()
+if HOME is not None:
+    os.environ["CUDA_HOME"] = str(HOME)
+
+from torch.utils import cpp_extension  # noqa: E402  reads CUDA_HOME when imported
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("DEBUG", "0") == "1"
@@ -34,16 +66,20 @@ def why_no_cuda() -> str | None:
     """Whether a GPU is here does not matter: it may be where the package goes."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
-        return f"there is no nvcc (CUDA_HOME is {CUDA_HOME})"
+    if HOME is None:
+        return "there is no CUDA toolkit (CUDA_HOME, nvcc on PATH, /usr/local/cuda)"
+    if not (HOME / "bin" / "nvcc").exists():
+        return f"there is no nvcc in the CUDA toolkit {HOME}"
+    if not has_headers(HOME):
+        return f"there is no cuda_runtime.h in the CUDA toolkit {HOME}"
     return None
 
 
-def cpu_extension() -> CppExtension:
+def cpu_extension() -> Extension:
     import pybind11  # not before it is known that there is something to build
 
     cuda = set(sources("csrc/**/cuda/*.cpp"))
-    return CppExtension(
+    return cpp_extension.CppExtension(
         name="metadnas_ext._C",
         sources=[path for path in sources("csrc/**/*.cpp") if path not in cuda],
         # The pybind11 within torch 2.11 refuses to be included beside TORCH_TARGET_VERSION.
@@ -52,12 +88,12 @@ def cpu_extension() -> CppExtension:
     )
 
 
-def cuda_extension() -> CUDAExtension:
+def cuda_extension() -> Extension:
     version = tuple(map(int, str(torch.version.cuda).split(".")[:2]))
     newest = "8.0;9.0;10.0+PTX" if version >= (12, 8) else "8.0;9.0+PTX"
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", newest)
     defines = [*DEFINES, "-DUSE_CUDA"]
-    return CUDAExtension(
+    return cpp_extension.CUDAExtension(
         name="metadnas_ext._C_cuda",
         sources=sources("csrc/**/cuda/*.cpp", "csrc/**/cuda/*.cu") + SHARED_SOURCES,
         include_dirs=[str(ROOT / "csrc")],
@@ -65,7 +101,7 @@ def cuda_extension() -> CUDAExtension:
     )
 
 
-def extensions() -> list[CppExtension]:
+def extensions() -> list[Extension]:
     missing = why_no_cuda()
     if missing is None:
         return [cpu_extension(), cuda_extension()]
@@ -75,4 +111,4 @@ def extensions() -> list[CppExtension]:
     return [cpu_extension()]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
+setup(ext_modules=extensions(), cmdclass={"build_ext": cpp_extension.BuildExtension})
