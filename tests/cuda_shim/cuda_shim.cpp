@@ -76,8 +76,15 @@ struct Warp {
   Lane lanes[kWarpSize];
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   void* stack_pointer;
+  std::vector<Copy> copies;  // under way
   unsigned thread;
   const Barrier* waits_for;  // null: running, or out of work
   unsigned generation;
@@ -143,6 +150,21 @@ class Block {
   int lane() const { return static_cast<int>(fiber_->thread % kWarpSize); }
   void* shared() { return shared_; }
 
+  void copy_later(const Copy& copy) {
+    const auto aligned = [&](const void* p) {
+      return reinterpret_cast<uintptr_t>(p) % copy.bytes == 0;
+    };
+    if ((copy.bytes != 4 && copy.bytes != 8 && copy.bytes != 16) || !aligned(copy.to) ||
+        !aligned(copy.from)) {
+      fail("a copy of " + std::to_string(copy.bytes) + " B, expected 4, 8 or 16, aligned");
+    }
+    fiber_->copies.push_back(copy);
+  }
+  void wait_for_copies() {
+    for (const Copy& copy : fiber_->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    fiber_->copies.clear();
+  }
+
  private:
   // Whether everyone is there now.
   bool arrive(Barrier& barrier, Meeting meeting, unsigned expected, bool flag) {
@@ -202,6 +224,7 @@ class Block {
   void* new_fiber() {
     Fiber& fiber = all_[fibers_++];
     fiber.waits_for = nullptr;
+    fiber.copies.clear();
     fiber_ = &fiber;
     auto** top = reinterpret_cast<void**>(stacks() + fibers_ * kStack);
     top[-2] = reinterpret_cast<void*>(&fiber_main);  // where the first switch returns to
@@ -218,6 +241,7 @@ class Block {
       set_index(self.thread);
       launch_->thread(launch_->kernel, launch_->params);
       fiber_ = &self;
+      if (!self.copies.empty()) fail("a thread ended without waiting for its copies");
       ++finished_;
     }
     void* nowhere;
@@ -311,5 +335,7 @@ uint64_t meet_warp(Meeting meeting, unsigned mask, uint64_t value, int source) {
   return block().meet_warp(meeting, mask, value, source);
 }
 int lane() { return block().lane(); }
+void copy_later(void* to, const void* from, size_t bytes) { block().copy_later({to, from, bytes}); }
+void wait_for_copies() { block().wait_for_copies(); }
 
 }  // namespace cuda_shim

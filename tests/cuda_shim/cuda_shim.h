@@ -92,6 +92,10 @@ bool meet_block(Meeting meeting, bool flag);
 uint64_t meet_warp(Meeting meeting, unsigned mask, uint64_t value, int source);
 int lane();
 
+// A copy to shared memory, made when the thread waits for its copies: as late as may be.
+void copy_later(void* to, const void* from, size_t bytes);
+void wait_for_copies();
+
 template <class T>
 T shuffle(unsigned mask, T value, int source) {
   static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
@@ -122,6 +126,11 @@ inline int __syncthreads_or(int flag) {
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   cuda_shim::meet_warp(cuda_shim::Meeting::kWarp, mask, 0, 0);
 }
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
+  cuda_shim::copy_later(to, from, bytes);
+}
+inline void __pipeline_commit() {}
+inline void __pipeline_wait_prior(size_t) { cuda_shim::wait_for_copies(); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 

@@ -3,6 +3,8 @@
 #include <functional>
 #include <vector>
 
+#include "common/cuda/copy.cuh"
+#include "common/cuda/divisor.h"
 #include "common/cuda/runtime.h"
 
 namespace {
@@ -115,6 +117,42 @@ void test_a_race_shows() {
   expect(out[0] == -1 || out[63] == -1, "shared memory that nobody has written yet is poison");
 }
 
+// Everyone reads what a neighbour has copied; count: whether it has waited for it before.
+__global__ void copies(Params p) {
+  int* values = shared_memory<int>();
+  const int t = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
+  metadnas::cuda::copy_async(values + t, p.out + t);
+  if (p.count > 0) metadnas::cuda::wait_for_copies();
+  __syncthreads();
+  const int next = values[(t + 1) % n];
+  __syncthreads();
+  metadnas::cuda::wait_for_copies();
+  p.out[t] = next;
+}
+
+void test_copies() {
+  for (const int waits : {0, 1}) {
+    std::vector<int> out(64);
+    for (int i = 0; i < 64; ++i) out[i] = i;
+    launch(copies, 1, 64, 64 * sizeof(int), nullptr, {out.data(), waits});
+    for (int i = 0; i < 64; ++i) expect(out[i] == (waits ? (i + 1) % 64 : -1), "copies");
+  }
+}
+
+__global__ void leaves_copies(Params p) { metadnas::cuda::copy_async(shared_memory<int>(), p.out); }
+
+void test_divisors() {
+  for (const int d : {1, 2, 3, 5, 7, 8, 16, 20, 24, 31, 100, 1000, 46341}) {
+    const auto divisor = metadnas::cuda::make_divisor(d);
+    const auto same = [&](int n) { return n / divisor == n / d && n % divisor == n % d; };
+    bool all = true;
+    for (int n = 0; n < 4 * d; ++n) all &= same(n);
+    const int most = 0x7fffffff / d;  // n * d < 2^31
+    for (int n = most; n > most - 4 * d && n >= 0; --n) all &= same(n);
+    expect(all, "divisors");
+  }
+}
+
 __global__ void leaves_early(Params) {
   if (threadIdx.x > 3) return;
   __syncthreads();
@@ -134,6 +172,9 @@ void test_wrong_kernels_are_named() {
   expect_error("4 of 8 threads ended", [] { launch(leaves_early, 1, 8, 0, nullptr, {}); });
   expect_error("in different functions", [] { launch(parts_ways, 1, 8, 0, nullptr, {}); });
   expect_error("wrote behind its 16 B", [] { launch(writes_behind, 1, 1, 16, nullptr, {{}, 4}); });
+  int value = 0;
+  expect_error("without waiting for its copies",
+               [&] { launch(leaves_copies, 1, 1, 4, nullptr, {&value, 0}); });
   expect_error("1025 threads", [] { launch(leaves_early, 1, 1025, 0, nullptr, {}); });
   test_barriers();  // and the next launch is none the worse for it
 }
@@ -146,6 +187,8 @@ int main() {
   test_grids();
   test_flags();
   test_a_race_shows();
+  test_copies();
+  test_divisors();
   test_wrong_kernels_are_named();
   std::printf(failures ? "%d failures\n" : "all passed\n", failures);
   return failures != 0;

@@ -62,13 +62,12 @@ class Backward {
   int grad_row(int edge) const { return fan_.frame.norms + 2 * edge; }
 
   void close_candidates() {
-    const int pixels = sums_pixels(geometry_.channels, fan_.vector());
-    const int pieces = static_cast<int>(ceil_div(geometry_.out_pixels(), pixels));
+    const WalkCut walk = cut_sums(geometry_, fan_.vector());
     const int rows = grad_row(fan_.edges());
-    T* sums = call_.template scratch<T>(geometry_.clients * geometry_.images * pieces * rows *
+    T* sums = call_.template scratch<T>(geometry_.clients * geometry_.images * walk.pieces * rows *
                                         geometry_.channels);
     for_slices(fan_.edges(), EdgesParams<S>::kMostEdges, [&](int begin, int end) {
-      EdgesParams<S> p = fan_.edges_params(begin, end, pixels);
+      EdgesParams<S> p = fan_.edges_params(begin, end, walk);
       p.rows = rows;
       p.sums = sums;
       for (int e = begin; e < end; ++e) {
@@ -79,7 +78,7 @@ class Backward {
     });
     std::vector<CloseTask> tasks;
     for (int e = 0; e < fan_.edges(); ++e) add_tasks(e, tasks);
-    close(tasks, sums, pieces, rows);
+    close(tasks, sums, walk.pieces, rows);
   }
 
   // One for each mixing weight of an edge.
@@ -242,6 +241,7 @@ class Backward {
                             fan_.pool_shape(),
                             geometry_.out_height,
                             geometry_.out_width,
+                            cut_pool_gradient(geometry_, fan_.vector()),
                             args_.x,
                             to,
                             fan_.edges(),

@@ -20,59 +20,71 @@ class Block {
   __device__ explicit Block(const ConvolveParams<S>& p)
       : p_(p),
         channels_(p.frame.channels),
-        at_(p.cut.tiles, p.frame.images, blockIdx.x),
-        own_(p.cut.tiles.pixels(), channels_),
+        at_(TileAt::of_block(p.cut.tiles, p.frame.images)),
+        own_(p.cut.tiles.area, channels_),
         window_(shared_memory<A>()),
         values_(window_ + p.cut.shared.values) {}
 
-  __device__ bool counted() const { return p_.frame.counted(at_.image); }
+  __device__ bool counted() const { return p_.frame.counted(at_.client, at_.image); }
 
-  __device__ void run(const ConvolveUnit<S>& unit) {
-    const bool factorized = unit.kernel == 0;
-    A sums[kQuad][RC] = {};
-    for (int grid = 0; grid < (factorized ? 2 : 1); ++grid) {
-      for (int first = 0; first < channels_; first += p_.cut.chunk) {
-        make_values(unit, grid, first);
-      }
-      // The first half of a factorized reduce's results is of grid 0, the second of grid 1.
-      const int half = channels_ / 2;
-      const Matrix<A> matrix{p_.frame.param(at_.client, unit.pointwise), 1, channels_,
-                             factorized && grid == 1 ? half : 0,
-                             factorized && grid == 0 ? half : channels_};
-      multiply_all<S, RC>({values_, p_.cut.pitch(), p_.cut.tiles.pixels(), channels_, matrix,
-                           channels_, p_.cut.staged_rows, window_ + p_.cut.shared.matrix, values_},
-                          own_, sums);
+  // resident: the window holds all channels of the unit's source already.
+  __device__ void run(const ConvolveUnit<S>& unit, bool resident) {
+    // The first half of a factorized reduce's results is of grid 0, the second of grid 1.
+    const int grids = unit.kernel == 0 ? 2 : 1;
+#pragma unroll 1
+    for (int grid = 0; grid < grids; ++grid) {
+      make(unit, grid, channels_ / 2 * grid, grid + 1 == grids ? channels_ : channels_ / 2,
+           grid > 0 ? p_.cut.chunk >= channels_ : resident);
     }
-    __syncthreads();
-    if (own_.live) write(unit, sums);
-    if (p_.moments == nullptr) return;
-    __syncthreads();
-    A* to = p_.moments + (int64_t{blockIdx.x} * p_.partials + unit.partial) * 2 * channels_;
-    tile_moments(p_.cut.tiles, at_, values_, p_.cut.pitch(), channels_, to, channels_);
   }
 
   // Of an image that does not count.
   __device__ void clear(const ConvolveUnit<S>& unit) const {
-    for (int i = thread(); i < at_.rows * at_.columns * channels_; i += kThreads) {
+    for (int i = thread(); i < at_.rows() * at_.columns() * channels_; i += kThreads) {
       const int pixel = i / channels_;
-      *result(unit, pixel / at_.columns, pixel % at_.columns, i % channels_) = Stored<S>::of(A{0});
+      *result(unit, pixel / at_.columns(), pixel % at_.columns(), i % channels_) =
+          Stored<S>::of(A{0});
     }
   }
 
  private:
-  // What the pointwise product reads, of channels [first, first + chunk).
-  __device__ void make_values(const ConvolveUnit<S>& unit, int grid, int first) {
+  // Results [begin, end).
+  __device__ void make(const ConvolveUnit<S>& unit, int grid, int begin, int end, bool resident) {
     const ConvolveCut& cut = p_.cut;
-    const int live = min(channels_ - first, cut.chunk);
-    const A* taps = window_ + cut.shared.taps;
+    const Matrix<A, true> matrix{p_.frame.param(at_.client, unit.pointwise), channels_, begin, end};
+    const Product<A, RC, true> product{
+        values_, cut.pitch(), cut.tiles.area,  channels_,
+        matrix,  channels_,   cut.staged_rows, window_ + cut.shared.matrix,
+        values_};
     __syncthreads();
-    const S* source = unit.source.images.data;
-    if (cut.chunk < channels_ || source != resident_) fill(unit, first);
-    resident_ = source;
+    stage_rows(product, 0);
+    for (int first = 0; first < channels_; first += cut.chunk) {
+      make_values(unit, grid, first, resident);
+    }
+    A sums[kQuad][RC] = {};
+    multiply_all<S>(product, own_, sums);
+    __syncthreads();
+    if (own_.live()) write(unit, begin, end, sums);
+    if (p_.moments == nullptr) return;
+    __syncthreads();
+    A* to = p_.moments + (int64_t{blockIdx.x} * p_.partials + unit.partial) * 2 * channels_;
+    tile_moments(cut.tiles, at_, values_ + begin * cut.pitch(), cut.pitch(), end - begin,
+                 to + begin, channels_);
+  }
+
+  // What the pointwise product reads, of channels [first, first + chunk), and with the first of
+  // them its matrix.
+  __device__ void make_values(const ConvolveUnit<S>& unit, int grid, int first, bool resident) {
+    const ConvolveCut& cut = p_.cut;
+    const int live = min(channels_ - first, cut.chunk.value);
+    A* const taps = window_ + cut.shared.taps;
+    __syncthreads();
     if (unit.kernel > 0) {
       stage_taps(p_.frame.param(at_.client, unit.depthwise), unit.kernel * unit.kernel, first,
-                 cut.chunk, channels_, false, window_ + cut.shared.taps);
+                 cut.chunk, channels_, false, taps);
     }
+    if (!resident) fill(unit, first);
+    wait_for_copies();
     __syncthreads();
     A* to = values_ + first * cut.pitch();
     if (unit.kernel > 0) {
@@ -87,26 +99,30 @@ class Block {
     const int channel = first + window_channel<V>(p_.cut.chunk);
     if (channel >= channels_) return;
     const Window& w = p_.cut.window;
-    const RectifiedLoad<S, V> load(p_.frame, unit.source, at_, p_.source_width, channel);
-    fill_window<V>(w, p_.cut.chunk, at_.row * w.stride - w.reach, at_.column * w.stride - w.reach,
-                   p_.source_height, p_.source_width, window_, load);
+    const Rectified<S, V> source(p_.frame, unit.source, at_, p_.source_width, channel);
+    constexpr int kUnderWay = RC < 4 ? 2 : 4;  // as registers allow
+    fill_window<kUnderWay, V>(w, p_.cut.chunk, at_.row() * w.stride - w.reach,
+                              at_.column() * w.stride - w.reach, p_.source_height, p_.source_width,
+                              window_, source);
   }
 
   __device__ S* result(const ConvolveUnit<S>& unit, int row, int column, int channel) const {
     const Tiles& t = p_.cut.tiles;
-    const int64_t pixel = (at_.image * t.image_height + at_.row + row) * t.image_width;
-    return unit.z + (pixel + at_.column + column) * channels_ + channel;
+    const int64_t pixel = (at_.image * t.image_height + at_.row() + row) * t.image_width;
+    return unit.z + (pixel + at_.column() + column) * channels_ + channel;
   }
 
   // Results to memory and, as they are there, to values_ for their moments.
-  __device__ void write(const ConvolveUnit<S>& unit, const A (&sums)[kQuad][RC]) {
+  __device__ void write(const ConvolveUnit<S>& unit, int begin, int end,
+                        const A (&sums)[kQuad][RC]) {
     constexpr int kPack = V == 1 ? 1 : RC < V ? RC : V;
     const Tiles& t = p_.cut.tiles;
     const int row = own_.pixel / t.width, column = own_.pixel % t.width;
     S* const to = result(unit, row, column, own_.column);
 #pragma unroll
     for (int j = 0; j < RC; j += kPack) {
-      if (own_.column + j >= channels_) break;
+      const int first = own_.column + j;
+      if (first >= end || first + kPack <= begin) continue;
       A kept[kPack][kQuad];
 #pragma unroll
       for (int p = 0; p < kQuad; ++p) {
@@ -117,12 +133,23 @@ class Block {
           pixel[i] = sums[p][j + i];
           kept[i][p] = exists ? loaded(Stored<S>::of(pixel[i])) : A{0};
         }
-        if (exists) store<kPack>(to + int64_t{p} * channels_ + j, pixel);
+        if (exists) store_some(to + int64_t{p} * channels_ + j, pixel, begin - first, end - first);
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        store<kQuad>(values_ + (own_.column + j + i) * p_.cut.pitch() + own_.pixel, kept[i]);
+        if (first + i < begin || first + i >= end) continue;
+        store<kQuad>(values_ + (first + i) * p_.cut.pitch() + own_.pixel, kept[i]);
       }
+    }
+  }
+
+  // Elements [begin, end) of a pack.
+  template <int N>
+  static __device__ __forceinline__ void store_some(S* to, const A (&from)[N], int begin, int end) {
+    if (begin <= 0 && end >= N) return store<N>(to, from);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (i >= begin && i < end) to[i] = Stored<S>::of(from[i]);
     }
   }
 
@@ -132,18 +159,20 @@ class Block {
   const ProductAt<RC> own_;
   A* const window_;
   A* const values_;
-  const S* resident_ = nullptr;  // source of which the window holds all channels
 };
 
 template <class S, int V, int RC>
 __global__ void __launch_bounds__(kThreads, kConvolveBlocks<S, RC>)
     convolve_kernel(const __grid_constant__ ConvolveParams<S> p) {
   Block<S, V, RC> block(p);
-  const bool counted = block.counted();
   const int begin = static_cast<int>(blockIdx.y) * p.units_per_block;
   const int end = min(begin + p.units_per_block, p.units);
+  if (!block.counted()) {
+    for (int u = begin; u < end; ++u) block.clear(p.unit[u]);
+    return;
+  }
   for (int u = begin; u < end; ++u) {
-    counted ? block.run(p.unit[u]) : block.clear(p.unit[u]);
+    block.run(p.unit[u], u > begin);
   }
 }
 
@@ -164,7 +193,7 @@ ConvolveCut cut_convolve(const Geometry& geometry, int stride, int reach, int ve
     ConvolveCut cut{};
     cut.tiles = make_tiles(geometry.out_height, geometry.out_width, pixels);
     cut.window = make_window(cut.tiles, stride, reach, chunk);
-    cut.chunk = chunk;
+    cut.chunk = make_divisor(chunk);
     cut.columns = product_columns(cut.tiles.pixels(), channels, vector);
     if (cut.columns == 0) return std::pair(cut, size_t{0});
     const int padded = ceil_div(channels, cut.columns) * cut.columns + kQuad;

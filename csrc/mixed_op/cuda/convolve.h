@@ -21,7 +21,7 @@ struct ConvolveUnit {
 struct ConvolveCut {
   Tiles tiles;    // of the result
   Window window;  // of the source
-  int chunk;      // channels in a window, a power of two
+  Divisor chunk;  // channels in a window, a power of two
   int columns;    // results a thread holds for one pixel
   int staged_rows;
   struct {

@@ -1,9 +1,13 @@
 // Depthwise convolutions of windows in shared memory.
 #pragma once
 
+#include "common/cuda/copy.cuh"
 #include "mixed_op/cuda/tiles.cuh"
 
 namespace metadnas::mixed_op {
+
+using cuda::copy_async;
+using cuda::wait_for_copies;
 
 // A thread's part of a tile: kStrip pixels of one row of one channel. Neighbouring threads have
 // neighbouring channels, then rows.
@@ -13,7 +17,7 @@ struct StripAt {
   int column;
 
   __device__ StripAt(int row, int column) : channel(0), row(row), column(column) {}
-  __device__ StripAt(const Tiles& tiles, int chunk, int item)
+  __device__ StripAt(const Tiles& tiles, Divisor chunk, int item)
       : channel(item % chunk),
         row(item / chunk % tiles.height),
         column(item / chunk / tiles.height * kStrip) {}
@@ -50,22 +54,23 @@ __device__ __forceinline__ int first_tap(const Window& window, const StripAt& at
   return (at.row * S + before) * window.row + at.column * S + before;
 }
 
-// taps[k][channel] of channels [first, first + chunk) out of (channel, k) in `from`; flipped:
-// rotated by 180 degrees.
+// Begins to copy taps[k][channel] of channels [first, first + chunk) out of (channel, k) in `from`;
+// flipped: rotated by 180 degrees.
 template <class A>
-__device__ __forceinline__ void stage_taps(const A* from, int count, int first, int chunk,
+__device__ __forceinline__ void stage_taps(const A* from, int count, int first, Divisor chunk,
                                            int channels, bool flipped, A* taps) {
-  const int live = channels - first < chunk ? channels - first : chunk;
-  for (int i = thread(); i < live * count; i += kThreads) {
-    const int c = i / count, k = i % count;
-    taps[(flipped ? count - 1 - k : k) * chunk + c] = from[static_cast<int64_t>(first) * count + i];
+  const int c = thread() % chunk;
+  if (first + c >= channels) return;
+  from += static_cast<int64_t>(first + c) * count;
+  for (int k = thread() / chunk; k < count; k += kThreads / chunk) {
+    copy_async(taps + (flipped ? count - 1 - k : k) * chunk + c, from + k);
   }
 }
 
 // The depthwise results of a chunk of channels: values[channel][pixel] from the window in `tile`.
 template <class A>
 __device__ __forceinline__ void depthwise_tile(const Tiles& tiles, const Window& window, int kernel,
-                                               int dilation, int chunk, int live, const A* tile,
+                                               int dilation, Divisor chunk, int live, const A* tile,
                                                const A* taps, A* values, int pitch) {
   with_depthwise(kernel, dilation, window.stride, [&]<int K, int D, int S>() {
     for (int i = thread(); i < StripAt::count(tiles, chunk); i += kThreads) {
@@ -82,7 +87,7 @@ __device__ __forceinline__ void depthwise_tile(const Tiles& tiles, const Window&
 // The same for a factorized reduce: every second pixel, of grid 0 or the shifted grid 1.
 template <class A>
 __device__ __forceinline__ void gather_grid(const Tiles& tiles, const Window& window, int grid,
-                                            int chunk, int live, const A* tile, A* values,
+                                            Divisor chunk, int live, const A* tile, A* values,
                                             int pitch) {
   for (int i = thread(); i < StripAt::count(tiles, chunk); i += kThreads) {
     const StripAt at(tiles, chunk, i);

@@ -1,39 +1,12 @@
-// A thread has V channels, and walks over pixels.
-#include <algorithm>
-
 #include "mixed_op/cuda/edges.h"
 #include "mixed_op/cuda/pool.cuh"
+#include "mixed_op/cuda/walk.cuh"
 
 namespace metadnas::mixed_op {
 namespace {
 
 constexpr int kCombined = 2;  // pixels of a thread in stage C
-constexpr int kSummed = 8;    // and at least in the sums
-
-// How a block's threads are dealt out to channels and pixels. blockIdx.z counts blocks of channels.
-template <int V>
-struct Walk {
-  int width;  // vectors of channels of this block
-  int lanes;  // pixels at once
-  int lane;
-  int channel;
-  bool live;
-
-  __host__ __device__ static int width_of(int channels) {
-    return channels / V < kThreads ? channels / V : kThreads;
-  }
-  __device__ explicit Walk(int channels)
-      : width(width_of(channels)),
-        lanes(kThreads / width),
-        lane(thread() / width),
-        channel((static_cast<int>(blockIdx.z) * width + thread() % width) * V),
-        live(lane < lanes && channel < channels) {}
-};
-
-template <class S>
-__device__ __forceinline__ int64_t image_of_block(const EdgesParams<S>& p) {
-  return blockIdx.x / p.pieces;
-}
+constexpr int kSummed = 8;    // and at most in the sums
 
 // Value = scale * (z - mean) of one candidate, V channels.
 template <class S, int V>
@@ -47,11 +20,15 @@ struct Coefficients {
                           A (&constant)[V]) {
     const A* norm = frame.norm(client, at.norm) + channel;
     const A weight = frame.weight(client, at.weight);
+    A gamma[V], beta[V];
+    load<V>(norm, mean);
+    load<V>(norm + kInverse * frame.channels, scale);
+    load<V>(norm + kGamma * frame.channels, gamma);
+    load<V>(norm + kBeta * frame.channels, beta);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      mean[i] = norm[i];
-      scale[i] = norm[kInverse * frame.channels + i] * norm[kGamma * frame.channels + i] * weight;
-      constant[i] += norm[kBeta * frame.channels + i] * weight;
+      scale[i] *= gamma[i] * weight;
+      constant[i] += beta[i] * weight;
     }
   }
   __device__ void add(const A (&value)[V], A (&to)[V]) const {
@@ -68,13 +45,13 @@ class Combine {
   __device__ Combine(const EdgesParams<S>& p, const Walk<V>& walk)
       : p_(p),
         channel_(walk.channel),
-        image_(image_of_block(p)),
-        client_(image_ / p.frame.images),
-        first_(static_cast<int>(blockIdx.x % p.pieces) * kCombined * walk.lanes + walk.lane),
+        image_(walk.image),
+        client_(walk.client),
+        first_(walk.piece * kCombined * walk.lanes + walk.lane),
         step_(walk.lanes) {}
 
   __device__ void run() {
-    if (!p_.frame.counted(image_)) return clear();
+    if (!p_.frame.counted(client_, image_)) return clear();
     A largest[kCombined][V], mean[kCombined][V];
     if (p_.pools) {
       each([&](int k, int pixel) {
@@ -163,7 +140,7 @@ class Combine {
 template <class S, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     combine_kernel(const __grid_constant__ EdgesParams<S> p) {
-  const Walk<V> walk(p.frame.channels);
+  const Walk<V> walk(p.walk, p.frame);
   if (walk.live) Combine<S, V>(p, walk).run();
 }
 
@@ -179,9 +156,7 @@ class EdgeSums {
 
   __device__ explicit EdgeSums(const EdgesParams<S>& p)
       : p_(p),
-        walk_(p.frame.channels),
-        image_(image_of_block(p)),
-        client_(image_ / p.frame.images),
+        walk_(p.walk, p.frame),
         edge_(static_cast<int>(blockIdx.y)),
         terms_(p.edge[edge_].terms) {
     if (walk_.live) read_means();
@@ -189,11 +164,12 @@ class EdgeSums {
 
   __device__ void run() {
     const int pixels = p_.out_height * p_.out_width;
-    const int piece = static_cast<int>(blockIdx.x % p_.pieces);
-    const int each = ceil_div(ceil_div(pixels, p_.pieces), walk_.lanes) * walk_.lanes;
-    const int end = min((piece + 1) * each, pixels);
-    if (walk_.live && p_.frame.counted(image_)) {
-      for (int pixel = piece * each + walk_.lane; pixel < end; pixel += walk_.lanes) add(pixel);
+    const int each = p_.walk.each * walk_.lanes;
+    const int end = min((walk_.piece + 1) * each, pixels);
+    if (walk_.live && p_.frame.counted(walk_.client, walk_.image)) {
+      for (int pixel = walk_.piece * each + walk_.lane; pixel < end; pixel += walk_.lanes) {
+        add(pixel);
+      }
     }
     write();
   }
@@ -208,19 +184,17 @@ class EdgeSums {
     if (terms_.avg_pool.norm != kAbsent) read_mean(terms_.avg_pool, mean_[kAvgPool]);
   }
   __device__ void read_mean(const TermAt& at, A (&to)[V]) const {
-    const A* norm = p_.frame.norm(client_, at.norm) + walk_.channel;
-#pragma unroll
-    for (int i = 0; i < V; ++i) to[i] = norm[i];
+    load<V>(p_.frame.norm(walk_.client, at.norm) + walk_.channel, to);
   }
 
   __device__ void add(int pixel) {
     const Images<const S>& from = p_.edge[edge_].grad;
     const int channel = walk_.channel;
     A grad[V];
-    load<V>(from.at(image_) + pixel * from.pitch + channel, grad);
+    load<V>(from.at(walk_.image) + pixel * from.pitch + channel, grad);
 #pragma unroll
     for (int i = 0; i < V; ++i) sums_[kGrad][i] += grad[i];
-    const int64_t at = image_ * p_.out_height * p_.out_width + pixel;
+    const int64_t at = walk_.image * p_.out_height * p_.out_width + pixel;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if (u >= terms_.units) continue;
@@ -228,7 +202,7 @@ class EdgeSums {
       load<V>(terms_.unit[u].z + at * p_.frame.channels + channel, value);
       add_product(grad, value, mean_[u], sums_[u]);
     }
-    const S* x = p_.x.at(image_) + channel;
+    const S* x = p_.x.at(walk_.image) + channel;
     if (terms_.max_pool.norm != kAbsent || terms_.avg_pool.norm != kAbsent) {
       const auto pooled =
           pool_pixel<V>(x, p_.x.pitch, p_.shape, pixel / p_.out_width, pixel % p_.out_width);
@@ -250,11 +224,11 @@ class EdgeSums {
   // Adds the threads' sums up, in their order, and writes the rows that the edge has.
   __device__ void write() const {
     A* const shared = shared_memory<A>();
-    const int width = walk_.width * V;
+    const int width = p_.walk.width * V;
     if (walk_.live) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        A* to = shared + (r * walk_.lanes + walk_.lane) * width + thread() % walk_.width * V;
+        A* to = shared + (r * walk_.lanes + walk_.lane) * width + thread() % p_.walk.width * V;
 #pragma unroll
         for (int i = 0; i < V; ++i) to[i] = sums_[r][i];
       }
@@ -262,9 +236,10 @@ class EdgeSums {
     __syncthreads();
     const int first = static_cast<int>(blockIdx.z) * width;
     for (int i = thread(); i < kRows * width; i += kThreads) {
-      const int row = row_of(i / width), channel = first + i % width;
+      const int r = i / V / p_.walk.width, c = i - r * width;
+      const int row = row_of(r), channel = first + c;
       if (row == kAbsent || channel >= p_.frame.channels) continue;
-      const A* from = shared + i / width * walk_.lanes * width + i % width;
+      const A* from = shared + r * walk_.lanes * width + c;
       A sum{0};
       for (int lane = 0; lane < walk_.lanes; ++lane) sum += from[lane * width];
       p_.sums[(int64_t{blockIdx.x} * p_.rows + row) * p_.frame.channels + channel] = sum;
@@ -281,8 +256,6 @@ class EdgeSums {
 
   const EdgesParams<S>& p_;
   const Walk<V> walk_;
-  const int64_t image_;
-  const int64_t client_;
   const int edge_;
   const EdgeTerms<S>& terms_;
   A mean_[kRows][V] = {};
@@ -295,36 +268,28 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
   EdgeSums<S, V>(p).run();
 }
 
-template <class S, int V>
-dim3 grid_of(const EdgesParams<S>& p, int y) {
-  const int width = Walk<V>::width_of(p.frame.channels);
-  return {grid_size(p.frame.clients * p.frame.images * p.pieces), grid_size(y),
-          grid_size(ceil_div(p.frame.channels / V, width))};
-}
-
 }  // namespace
 
-int combine_pixels(int channels, int vector) {
-  return kCombined * (kThreads / std::min(channels / vector, kThreads));
+WalkCut cut_combine(const Geometry& geometry, int vector) {
+  return cut_walk(geometry, vector, kCombined);
 }
-int sums_pixels(int channels, int vector) {
-  return kSummed * (kThreads / std::min(channels / vector, kThreads));
+WalkCut cut_sums(const Geometry& geometry, int vector) {
+  return cut_walk(geometry, vector, kSummed);
 }
 
 template <class S>
 void combine(const EdgesParams<S>& p, int vector, Stream stream) {
-  if (vector == 1) return launch(combine_kernel<S, 1>, grid_of<S, 1>(p, 1), kThreads, 0, stream, p);
-  launch(combine_kernel<S, 4>, grid_of<S, 4>(p, 1), kThreads, 0, stream, p);
+  const dim3 grid = walk_grid(p.walk, p.frame, 1);
+  launch(vector == 1 ? combine_kernel<S, 1> : combine_kernel<S, 4>, grid, kThreads, 0, stream, p);
 }
 
 template <class S>
 void gradient_sums(const EdgesParams<S>& p, int vector, Stream stream) {
+  const dim3 grid = walk_grid(p.walk, p.frame, p.edges);
   if (vector == 1) {
-    return launch(sums_kernel<S, 1>, grid_of<S, 1>(p, p.edges), kThreads, EdgeSums<S, 1>::kShared,
-                  stream, p);
+    return launch(sums_kernel<S, 1>, grid, kThreads, EdgeSums<S, 1>::kShared, stream, p);
   }
-  launch(sums_kernel<S, 4>, grid_of<S, 4>(p, p.edges), kThreads, EdgeSums<S, 4>::kShared, stream,
-         p);
+  launch(sums_kernel<S, 4>, grid, kThreads, EdgeSums<S, 4>::kShared, stream, p);
 }
 
 template void combine(const EdgesParams<float>&, int, Stream);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "mixed_op/cuda/tiles.h"
+#include "mixed_op/cuda/walk.h"
 
 namespace metadnas::mixed_op {
 
@@ -37,7 +38,7 @@ struct EdgesParams {
   int out_width;
   Images<const S> x;
   bool pools;
-  int pieces;           // of an image, one a block
+  WalkCut walk;
   int rows;             // sums only
   Accumulate<S>* sums;  // (G, N, pieces, rows, C)
   int edges;
@@ -50,9 +51,9 @@ struct EdgesParams {
   } edge[kMostEdges];
 };
 
-// Pixels that a block of stage C takes, or one of the sums.
-int combine_pixels(int channels, int vector);
-int sums_pixels(int channels, int vector);
+// How stage C walks, and how the sums do.
+WalkCut cut_combine(const Geometry& geometry, int vector);
+WalkCut cut_sums(const Geometry& geometry, int vector);
 
 // out = or += sum of weight * batch norm(value), of all edges.
 template <class S>

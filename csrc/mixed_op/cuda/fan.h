@@ -165,7 +165,7 @@ class Fan {
   }
 
   // Of edges [begin, end); without what only one of the two kernels reads.
-  EdgesParams<S> edges_params(int begin, int end, int pixels_of_block) const {
+  EdgesParams<S> edges_params(int begin, int end, const WalkCut& walk) const {
     EdgesParams<S> p{};
     p.frame = frame;
     p.shape = pool_shape();
@@ -173,7 +173,7 @@ class Fan {
     p.out_width = geometry.out_width;
     p.x = args.x;
     p.pools = plan.pools();
-    p.pieces = static_cast<int>(ceil_div(geometry.out_pixels(), pixels_of_block));
+    p.walk = walk;
     p.edges = end - begin;
     for (int e = begin; e < end; ++e) p.edge[e - begin].terms = terms(e);
     return p;

@@ -12,7 +12,7 @@ void measure_pools(const Fan<T, S>& fan, const Tiles& tiles, T* moments) {
   const PoolMomentsParams<S> p{fan.frame,
                                fan.pool_shape(),
                                tiles,
-                               pool_chunk(fan.geometry.channels),
+                               make_divisor(pool_chunk(fan.geometry.channels)),
                                fan.args.x,
                                fan.plan.partials,
                                fan.pool_partial(&Edge::max_pool),
@@ -23,9 +23,9 @@ void measure_pools(const Fan<T, S>& fan, const Tiles& tiles, T* moments) {
 
 template <class T, class S>
 void combine_edges(const Fan<T, S>& fan, const MixedOpForward<T, S>& args) {
-  const int pixels = combine_pixels(fan.geometry.channels, fan.vector());
+  const WalkCut walk = cut_combine(fan.geometry, fan.vector());
   for_slices(fan.edges(), EdgesParams<S>::kMostEdges, [&](int begin, int end) {
-    EdgesParams<S> p = fan.edges_params(begin, end, pixels);
+    EdgesParams<S> p = fan.edges_params(begin, end, walk);
     for (int e = begin; e < end; ++e) {
       p.edge[e - begin].out = args.out[static_cast<size_t>(e)].images;
       p.edge[e - begin].add = args.out[static_cast<size_t>(e)].add;

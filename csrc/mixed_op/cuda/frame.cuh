@@ -41,6 +41,8 @@ __device__ __forceinline__ A relu_gradient(A x, A gradient) {
 }
 
 __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x / kWarp); }
+__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x % kWarp); }
 
 // Calls body.operator()<K, D, S>() for a depthwise convolution's run-time values.
 template <class Body>

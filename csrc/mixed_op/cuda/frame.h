@@ -1,14 +1,17 @@
 // What every kernel of mixed operations works with, as both sides see it.
 #pragma once
 
+#include "common/cuda/divisor.h"
 #include "common/cuda/runtime.h"
 #include "mixed_op/args.h"
 
 namespace metadnas::mixed_op {
 
 using cuda::ceil_div;
+using cuda::Divisor;
 using cuda::grid_size;
 using cuda::kWarp;
+using cuda::make_divisor;
 using cuda::Stream;
 
 inline constexpr int kThreads = 256;  // of every block here
@@ -57,8 +60,9 @@ struct Frame {
     const int64_t given = counts[client];
     return given < 0 ? 0 : given > images ? images : given;
   }
-  __device__ bool counted(int64_t image) const {
-    return counts == nullptr || image % images < count(image / images);
+  // image: among those of all clients.
+  __device__ bool counted(int64_t client, int64_t image) const {
+    return counts == nullptr || image - client * images < count(client);
   }
   __device__ A* norm(int64_t client, int index) const {
     return vectors + (client * norms + index) * kNormRows * channels;

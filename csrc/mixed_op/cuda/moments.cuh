@@ -14,20 +14,19 @@ using cuda::warp_sum;
 template <class A>
 __device__ __forceinline__ void tile_moments(const Tiles& tiles, const TileAt& at, const A* values,
                                              int pitch, int channels, A* to, int stride) {
-  const int lane = thread() % kWarp;
-  const A pixels = static_cast<A>(at.rows * at.columns);
-  for (int c = thread() / kWarp; c < channels; c += kThreads / kWarp) {
+  const A pixels = static_cast<A>(at.rows() * at.columns());
+  for (int c = warp(); c < channels; c += kThreads / kWarp) {
     const A* row = values + c * pitch;
     A sum{0};
-    for (int p = lane; p < tiles.pixels(); p += kWarp) sum += row[p];
+    for (int p = lane(); p < tiles.pixels(); p += kWarp) sum += row[p];
     const A mean = warp_sum(sum) / pixels;
     A squares{0};
-    for (int p = lane; p < tiles.pixels(); p += kWarp) {
+    for (int p = lane(); p < tiles.pixels(); p += kWarp) {
       const A d = row[p] - mean;
       if (at.holds(p / tiles.width, p % tiles.width)) squares += d * d;
     }
     squares = warp_sum(squares);
-    if (lane == 0) {
+    if (lane() == 0) {
       to[c] = mean;
       to[stride + c] = squares;
     }

@@ -2,6 +2,7 @@
 #include "mixed_op/cuda/moments.cuh"
 #include "mixed_op/cuda/pool.cuh"
 #include "mixed_op/cuda/pools.h"
+#include "mixed_op/cuda/walk.cuh"
 
 namespace metadnas::mixed_op {
 namespace {
@@ -10,21 +11,20 @@ template <class S, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     moments_kernel(const __grid_constant__ PoolMomentsParams<S> p) {
   using A = Accumulate<S>;
-  const TileAt at(p.tiles, p.frame.images, blockIdx.x);
-  if (!p.frame.counted(at.image)) return;
+  const TileAt at = TileAt::of_block(p.tiles, p.frame.images);
+  if (!p.frame.counted(at.client, at.image)) return;
   const int channels = p.frame.channels, first = static_cast<int>(blockIdx.y) * p.chunk;
-  const int live = min(p.chunk, channels - first), pitch = p.tiles.pixels() + kQuad;
+  const int live = min(p.chunk.value, channels - first), pitch = p.tiles.pixels() + kQuad;
   A* const largest = shared_memory<A>();
   A* const mean = largest + p.chunk * pitch;
-  const int groups = p.chunk / V;
-  for (int i = thread(); i < groups * p.tiles.pixels(); i += kThreads) {
-    const int c = i % groups * V, pixel = i / groups;
+  for (int i = thread() * V; i < p.chunk * p.tiles.pixels(); i += kThreads * V) {
+    const int c = i % p.chunk, pixel = i / p.chunk;
     const int row = pixel / p.tiles.width, column = pixel % p.tiles.width;
     if (c >= live) continue;
     Pooled<A, V> pooled{};
     if (at.holds(row, column)) {
-      pooled = pool_pixel<V>(p.x.at(at.image) + first + c, p.x.pitch, p.shape, at.row + row,
-                             at.column + column);
+      pooled = pool_pixel<V>(p.x.at(at.image) + first + c, p.x.pitch, p.shape, at.row() + row,
+                             at.column() + column);
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -44,16 +44,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
 
 // One edge's part of the gradient of a pooled value, V channels.
 template <class S, int V>
-__device__ __forceinline__ void add_gradient(const Frame<S>& frame, int64_t client, int norm,
-                                             int channel, const Accumulate<S> (&grad)[V],
+__device__ __forceinline__ void add_gradient(const Frame<S>& frame, const Walk<V>& walk, int norm,
+                                             const Accumulate<S> (&grad)[V],
                                              const Accumulate<S> (&value)[V],
                                              Accumulate<S> (&to)[V]) {
-  const auto* mean = frame.norm(client, norm) + channel;
-  const auto* gradient = frame.gradient(client, norm) + channel;
+  const auto* gradient = frame.gradient(walk.client, norm) + walk.channel;
+  Accumulate<S> mean[V], scale[V], slope[V], shift[V];
+  load<V>(frame.norm(walk.client, norm) + walk.channel, mean);
+  load<V>(gradient + kScale * frame.channels, scale);
+  load<V>(gradient + kSlope * frame.channels, slope);
+  load<V>(gradient + kShift * frame.channels, shift);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    to[i] += gradient[i] * grad[i] + (gradient[kSlope * frame.channels + i] * (value[i] - mean[i]) +
-                                      gradient[kShift * frame.channels + i]);
+    to[i] += scale[i] * grad[i] + (slope[i] * (value[i] - mean[i]) + shift[i]);
   }
 }
 
@@ -61,26 +64,23 @@ template <class S, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     gradient_kernel(const __grid_constant__ PoolGradientParams<S> p) {
   using A = Accumulate<S>;
-  const int groups = p.frame.channels / V;
-  const int64_t i = int64_t{blockIdx.x} * kThreads + thread();
-  const int64_t pixels = int64_t{p.out_height} * p.out_width;
-  const int64_t at = i / groups;  // pixel of all images
-  const int64_t image = at / pixels;
-  if (image >= p.frame.clients * p.frame.images || !p.frame.counted(image)) return;
-  const int64_t client = image / p.frame.images;
-  const int channel = static_cast<int>(i % groups) * V, pixel = static_cast<int>(at % pixels);
-  const auto pooled = pool_pixel<V>(p.x.at(image) + channel, p.x.pitch, p.shape,
+  const Walk<V> walk(p.walk, p.frame);
+  const int pixel = walk.piece * walk.lanes + walk.lane;
+  if (!walk.live || pixel >= p.out_height * p.out_width ||
+      !p.frame.counted(walk.client, walk.image))
+    return;
+  const auto pooled = pool_pixel<V>(p.x.at(walk.image) + walk.channel, p.x.pitch, p.shape,
                                     pixel / p.out_width, pixel % p.out_width);
   A to_max[V] = {}, to_mean[V] = {};
   for (int e = 0; e < p.edges; ++e) {
     const auto& edge = p.edge[e];
     A grad[V];
-    load<V>(edge.grad.at(image) + pixel * edge.grad.pitch + channel, grad);
+    load<V>(edge.grad.at(walk.image) + pixel * edge.grad.pitch + walk.channel, grad);
     if (edge.max_norm != kAbsent) {
-      add_gradient<S, V>(p.frame, client, edge.max_norm, channel, grad, pooled.largest, to_max);
+      add_gradient<S, V>(p.frame, walk, edge.max_norm, grad, pooled.largest, to_max);
     }
     if (edge.avg_norm != kAbsent) {
-      add_gradient<S, V>(p.frame, client, edge.avg_norm, channel, grad, pooled.mean, to_mean);
+      add_gradient<S, V>(p.frame, walk, edge.avg_norm, grad, pooled.mean, to_mean);
     }
   }
   Pack<unsigned char, V> winner;
@@ -89,7 +89,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     to_mean[j] *= pooled.share;
     winner.of[j] = static_cast<unsigned char>(pooled.winner[j]);
   }
-  const int64_t to = at * p.frame.channels + channel;
+  const int64_t to =
+      (walk.image * p.out_height * p.out_width + pixel) * p.frame.channels + walk.channel;
   store<V>(p.to.to_max + to, to_max);
   store<V>(p.to.to_mean + to, to_mean);
   *reinterpret_cast<Pack<unsigned char, V>*>(p.to.winner + to) = winner;
@@ -105,9 +106,7 @@ void launch_moments(const PoolMomentsParams<S>& p, Stream stream) {
 
 template <class S, int V>
 void launch_gradient(const PoolGradientParams<S>& p, Stream stream) {
-  const int64_t threads =
-      p.frame.clients * p.frame.images * p.out_height * p.out_width * (p.frame.channels / V);
-  launch(gradient_kernel<S, V>, grid_size(ceil_div(threads, kThreads)), kThreads, 0, stream, p);
+  launch(gradient_kernel<S, V>, walk_grid(p.walk, p.frame, 1), kThreads, 0, stream, p);
 }
 
 }  // namespace
@@ -116,6 +115,10 @@ int pool_chunk(int channels) {
   int chunk = 4;  // as wide as a vector
   while (chunk < channels && chunk < 32) chunk *= 2;
   return chunk;
+}
+
+WalkCut cut_pool_gradient(const Geometry& geometry, int vector) {
+  return cut_walk(geometry, vector, 1);
 }
 
 template <class S>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mixed_op/cuda/tiles.h"
+#include "mixed_op/cuda/walk.h"
 
 namespace metadnas::mixed_op {
 
@@ -9,8 +10,8 @@ template <class S>
 struct PoolMomentsParams {
   Frame<S> frame;
   PoolShape shape;
-  Tiles tiles;  // of the output
-  int chunk;    // channels of a block
+  Tiles tiles;    // of the output
+  Divisor chunk;  // channels of a block
   Images<const S> x;
   int partials;
   int max_partial;  // kAbsent: not wanted
@@ -34,6 +35,7 @@ struct PoolGradientParams {
   PoolShape shape;
   int out_height;
   int out_width;
+  WalkCut walk;  // a pixel a thread
   Images<const S> x;
   PoolGradients<S> to;
   int edges;
@@ -46,6 +48,7 @@ struct PoolGradientParams {
 
 // Channels of a block of pool_moments.
 int pool_chunk(int channels);
+WalkCut cut_pool_gradient(const Geometry& geometry, int vector);
 
 template <class S>
 void pool_moments(const PoolMomentsParams<S>& params, int vector, Stream stream);

@@ -1,49 +1,39 @@
 // Pointwise products: small matrices in shared memory, results in registers.
 #pragma once
 
+#include "common/cuda/copy.cuh"
 #include "common/cuda/mma.cuh"
 #include "mixed_op/cuda/frame.cuh"
 
 namespace metadnas::mixed_op {
 
+using cuda::copy_async;
+using cuda::wait_for_copies;
+
 // How a tile's results [pixel][column] are dealt out: kQuad pixels and RC columns a thread.
 template <int RC>
 struct ProductAt {
-  int pixel;   // the first one
-  int column;  // the first one
-  bool live;
+  const Divisor& pixels;  // of a tile
+  int pixel;              // the first one
+  int column;             // the first one
 
-  __device__ ProductAt(int pixels, int columns) {
-    const int groups = (columns + RC - 1) / RC;
-    pixel = thread() / groups * kQuad;
-    column = thread() % groups * RC;
-    live = pixel < pixels;
+  __device__ ProductAt(const Divisor& pixels, int columns) : pixels(pixels) {
+    const unsigned groups = static_cast<unsigned>(columns + RC - 1) / RC;
+    pixel = static_cast<int>(threadIdx.x / groups) * kQuad;
+    column = static_cast<int>(threadIdx.x % groups) * RC;
   }
+  __device__ bool live() const { return pixel < pixels; }
 };
 
-// A matrix in global memory: element [k][j] is at k * k_step + j * j_step for j of [begin, end),
-// and 0 for others. One of the steps is 1.
-template <class A>
+// A matrix in global memory: element [k][j] is at k * pitch + j, or transposed at j * pitch + k,
+// for j of [begin, end), and 0 for others.
+template <class A, bool kTransposed>
 struct Matrix {
   const A* data;
-  int64_t k_step;
-  int64_t j_step;
+  int pitch;
   int begin;
   int end;
 };
-
-// Rows [first, first + rows) and columns [0, padded) into to[row][column].
-template <class A>
-__device__ __forceinline__ void stage_matrix(const Matrix<A>& m, int first, int rows, int padded,
-                                             A* to, int pitch) {
-  for (int i = thread(); i < rows * padded; i += kThreads) {
-    // Neighbouring threads read neighbours in memory.
-    const int k = m.k_step == 1 ? i % rows : i / padded;
-    const int j = m.k_step == 1 ? i / rows : i % padded;
-    const bool live = j >= m.begin && j < m.end;
-    to[k * pitch + j] = live ? m.data[(first + k) * m.k_step + j * m.j_step] : A{0};
-  }
-}
 
 // sums[p][j] += values[k][pixel + p] * matrix[k][column + j] over `count` k. `values` and `matrix`
 // point at the thread's pixel and column.
@@ -62,57 +52,79 @@ __device__ __forceinline__ void multiply(const A* values, int values_pitch, cons
   }
 }
 
-// A product's operands and its memory: values[k][pixel] in shared memory, a matrix that is staged
-// some rows at a time, and room for results[column][pixel], written behind a barrier once `values`
-// has been read, which it may be.
-template <class A>
+// A product's operands and its memory: values[k][pixel] in shared memory, a matrix of which some
+// rows at a time are staged in it, and room for results[column][pixel], written behind a barrier
+// once `values` has been read, which it may be.
+template <class A, int RC, bool kTransposed>
 struct Product {
   const A* values;
   int pitch;  // of values and results
-  int pixels;
+  Divisor pixels;
   int count;  // k
-  Matrix<A> matrix;
+  Matrix<A, kTransposed> matrix;
   int columns;
   int staged_rows;
   A* staged;
   A* results;
+
+  __device__ int padded() const { return ceil_div(columns, RC) * RC; }
+  __device__ int staged_pitch() const { return padded() + kQuad; }
 };
 
-// Calls use(values, staged, pitch of `staged`, rows) for all rows of the matrix, some at a time.
-// Starts with a barrier, so `values` may have been written just before; ends without one.
-template <class A, class Use>
-__device__ __forceinline__ void for_staged_rows(const Product<A>& p, int padded, Use&& use) {
-  const int pitch = padded + kQuad;
+// Begins to copy `staged_rows` rows of the matrix, or what is left of them. A warp takes what are
+// neighbours in memory.
+template <class A, int RC, bool kTransposed>
+__device__ __forceinline__ void stage_rows(const Product<A, RC, kTransposed>& p, int first) {
+  const auto& m = p.matrix;
+  const int rows = min(p.count - first, p.staged_rows), padded = p.padded();
+  const int inner = kTransposed ? rows : padded, outer = kTransposed ? padded : rows;
+  for (int i = lane(); i < inner; i += kWarp) {
+#pragma unroll 1
+    for (int o = warp(); o < outer; o += kThreads / kWarp) {
+      const int k = kTransposed ? i : o, j = kTransposed ? o : i;
+      A* const to = p.staged + k * p.staged_pitch() + j;
+      if (j >= m.begin && j < m.end) {
+        copy_async(to,
+                   m.data + (kTransposed ? j * m.pitch + first + k : (first + k) * m.pitch + j));
+      } else {
+        *to = A{0};
+      }
+    }
+  }
+}
+
+// Calls use(values, rows) for all rows of the matrix, some at a time; the first ones have been
+// copied. Starts with a barrier, so `values` may have been written just before; ends without one.
+template <class A, int RC, bool kTransposed, class Use>
+__device__ __forceinline__ void for_staged_rows(const Product<A, RC, kTransposed>& p, Use&& use) {
   for (int k = 0; k < p.count; k += p.staged_rows) {
-    const int rows = min(p.count - k, p.staged_rows);
-    if (k > 0) __syncthreads();
-    stage_matrix(p.matrix, k, rows, padded, p.staged, pitch);
+    if (k > 0) {
+      __syncthreads();
+      stage_rows(p, k);
+      wait_for_copies();
+    }
     __syncthreads();
-    use(p.values + k * p.pitch, p.staged, pitch, rows);
+    use(p.values + k * p.pitch, min(p.count - k, p.staged_rows));
   }
 }
 
 // Tensor cores: a warp has 16 pixels and every so many eights of columns, in fragments.
-template <class S, int RC>
+template <class S, int RC, bool kTransposed>
 class TensorProduct {
  public:
-  __device__ explicit TensorProduct(const Product<float>& p)
+  __device__ explicit TensorProduct(const Product<float, RC, kTransposed>& p)
       : p_(p),
-        padded_(ceil_div(p.columns, RC) * RC),
-        pixel_(thread() / kWarp % (p.pixels / 16) * 16 + lane_.group),
-        column_(thread() / kWarp / (p.pixels / 16) * 8),
-        step_(kThreads / kWarp / (p.pixels / 16) * 8) {}
+        pixel_(warp() * 16 % p.pixels + lane_.group),
+        column_(warp() * 16 / p.pixels * 8),
+        step_(kThreads / kWarp * 16 / p.pixels * 8) {}
 
   // Sums for ProductAt: through p.results.
   __device__ void run(const ProductAt<RC>& at, float (&sums)[kQuad][RC]) {
-    for_staged_rows(p_, padded_,
-                    [&](const float* values, const float* staged, int pitch, int rows) {
-                      add(values, staged, pitch, rows);
-                    });
+    for_staged_rows(p_, [&](const float* values, int rows) { add(values, rows); });
     __syncthreads();
     write();
     __syncthreads();
-    if (!at.live) return;
+    if (!at.live()) return;
 #pragma unroll
     for (int j = 0; j < RC; ++j) {
       if (at.column + j >= p_.columns) break;
@@ -124,12 +136,13 @@ class TensorProduct {
   }
 
  private:
-  __device__ void add(const float* values, const float* staged, int pitch, int rows) {
+  __device__ void add(const float* values, int rows) {
+    const int padded = p_.padded(), pitch = p_.staged_pitch();
     const auto value = [&](int k, int pixel) {
       return k < rows ? values[k * p_.pitch + pixel] : 0.0f;
     };
     const auto weight = [&](int k, int column) {
-      return k < rows && column < padded_ ? staged[k * pitch + column] : 0.0f;
+      return k < rows && column < padded ? p_.staged[k * pitch + column] : 0.0f;
     };
     for (int k0 = 0; k0 < rows; k0 += 16) {
       uint32_t a[4];
@@ -165,30 +178,29 @@ class TensorProduct {
     }
   }
 
-  const Product<float>& p_;
+  const Product<float, RC, kTransposed>& p_;
   const cuda::MmaLane lane_;
-  const int padded_;
   const int pixel_;
   const int column_;
   const int step_;
   float fragments_[RC][4] = {};
 };
 
-// sums += all of a product whose operands are of type S where tensor cores multiply them. Starts
-// with a barrier; threads may be in `results` still when it ends.
-template <class S, int RC>
-__device__ __forceinline__ void multiply_all(const Product<Accumulate<S>>& p,
+// sums += all of a product whose operands are of type S where tensor cores multiply them. The first
+// rows of the matrix have been copied. Starts with a barrier; threads may be in `results` still
+// when it ends.
+template <class S, int RC, bool kTransposed>
+__device__ __forceinline__ void multiply_all(const Product<Accumulate<S>, RC, kTransposed>& p,
                                              const ProductAt<RC>& at,
                                              Accumulate<S> (&sums)[kQuad][RC]) {
   using A = Accumulate<S>;
   if constexpr (cuda::kTensorCores<S>) {
-    if (p.pixels % 16 == 0) return TensorProduct<S, RC>(p).run(at, sums);
+    if (p.pixels.value % 16 == 0) return TensorProduct<S, RC, kTransposed>(p).run(at, sums);
   }
-  for_staged_rows(p, ceil_div(p.columns, RC) * RC,
-                  [&](const A* values, const A* staged, int pitch, int rows) {
-                    if (!at.live) return;
-                    multiply<RC>(values + at.pixel, p.pitch, staged + at.column, pitch, rows, sums);
-                  });
+  for_staged_rows(p, [&](const A* values, int rows) {
+    if (!at.live()) return;
+    multiply<RC>(values + at.pixel, p.pitch, p.staged + at.column, p.staged_pitch(), rows, sums);
+  });
 }
 
 }  // namespace metadnas::mixed_op

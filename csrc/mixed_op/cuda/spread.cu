@@ -6,6 +6,38 @@
 namespace metadnas::mixed_op {
 namespace {
 
+template <class S>
+constexpr int kSpreadBlocks = kBlocks<S> > 1 ? 3 : 1;
+
+// grad_d at the input's resolution: nothing between its pixels at stride 2. A factorized reduce's
+// grids lie on the even and on the odd pixels.
+template <class S>
+class Upsampled {
+ public:
+  __device__ Upsampled(const SpreadParams<S>& p, const SpreadUnit<S>& unit, int64_t image,
+                       int channel)
+      : pitch_(p.frame.channels), width_(p.out_width), odd_(p.stride - 1) {
+    const int64_t size = int64_t{p.out_height} * p.out_width * p.frame.channels;
+    from_ = unit.grad_d + image * size + channel;
+    shifted_ = unit.kernel == 0 ? p.frame.clients * p.frame.images * size : 0;
+  }
+
+  __device__ const S* at(int h, int w) const {
+    const int odd = h & odd_;
+    if (odd != (w & odd_) || (odd > 0 && shifted_ == 0)) return nullptr;
+    const int pixel = (h >> odd_) * width_ + (w >> odd_);
+    return from_ + odd * shifted_ + static_cast<int64_t>(pixel) * pitch_;
+  }
+  __device__ Accumulate<S> value(int, Accumulate<S> x) const { return x; }
+
+ private:
+  const S* from_;
+  int64_t shifted_;  // from the even to the odd pixels; 0: there are none
+  int pitch_;
+  int width_;
+  int odd_;  // bit of the input's pixels
+};
+
 template <class S, int V>
 class Block {
   using A = Accumulate<S>;
@@ -13,7 +45,7 @@ class Block {
  public:
   __device__ explicit Block(const SpreadParams<S>& p)
       : p_(p),
-        at_(p.cut.tiles, p.frame.images, blockIdx.x),
+        at_(TileAt::of_block(p.cut.tiles, p.frame.images)),
         strip_(p.cut.tiles, p.cut.chunk, thread()),
         first_(static_cast<int>(blockIdx.y) * p.cut.chunk),
         window_(shared_memory<A>()) {}
@@ -30,11 +62,12 @@ class Block {
     const SpreadCut& cut = p_.cut;
     A* const taps = window_ + cut.taps;
     __syncthreads();
-    fill(unit);
     if (unit.kernel > 0) {
       stage_taps(p_.frame.param(at_.client, unit.depthwise), unit.kernel * unit.kernel, first_,
                  cut.chunk, p_.frame.channels, true, taps);
     }
+    fill(unit);
+    wait_for_copies();
     __syncthreads();
     if (!live()) return;
     const A* plane = window_ + strip_.channel * cut.window.plane;
@@ -57,34 +90,22 @@ class Block {
   template <class Use>
   __device__ __forceinline__ void each(Use&& use) const {
     if (!live()) return;
-    const int64_t row = at_.row + strip_.row;
+    const int64_t row = at_.row() + strip_.row;
 #pragma unroll
     for (int j = 0; j < kStrip; ++j) {
       if (!at_.holds(strip_.row, strip_.column + j)) continue;
-      use(j, row * p_.cut.tiles.image_width + at_.column + strip_.column + j);
+      use(j, row * p_.cut.tiles.image_width + at_.column() + strip_.column + j);
     }
   }
 
  private:
-  // grad_d at the input's resolution: zeros between its pixels at stride 2. A factorized reduce's
-  // grids lie on the even and on the odd pixels.
   __device__ void fill(const SpreadUnit<S>& unit) const {
-    const int channels = p_.frame.channels, stride = p_.stride, out_width = p_.out_width;
     const int channel = first_ + window_channel<V>(p_.cut.chunk);
-    if (channel >= channels) return;
-    const int64_t image = int64_t{p_.out_height} * out_width * channels;
-    const S* from = unit.grad_d + at_.image * image + channel;
-    const int64_t shifted = p_.frame.clients * p_.frame.images * image;
-    const bool factorized = unit.kernel == 0;
-    const auto read = [=](int h, int w, A(&values)[V]) {
-      const int odd = h % stride;
-      if (odd != w % stride || (odd > 0 && !factorized)) return;
-      const int64_t pixel = static_cast<int64_t>(h / stride) * out_width + w / stride;
-      load<V>(from + odd * shifted + pixel * channels, values);
-    };
+    if (channel >= p_.frame.channels) return;
     const Tiles& t = p_.cut.tiles;
-    fill_window<V>(p_.cut.window, p_.cut.chunk, at_.row - p_.cut.window.reach,
-                   at_.column - p_.cut.window.reach, t.image_height, t.image_width, window_, read);
+    fill_window<4, V>(p_.cut.window, p_.cut.chunk, at_.row() - p_.cut.window.reach,
+                      at_.column() - p_.cut.window.reach, t.image_height, t.image_width, window_,
+                      Upsampled<S>(p_, unit, at_.image, channel));
   }
 
   const SpreadParams<S>& p_;
@@ -115,11 +136,11 @@ __device__ void tile_sums(const SpreadCut& cut, const A (&own)[kRows], int live,
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kSpreadBlocks<S>)
     middle_kernel(const __grid_constant__ SpreadMiddleParams<S> p) {
   using A = Accumulate<S>;
   const Block<S, V> block(p);
-  if (!p.frame.counted(block.at().image)) return;
+  if (!p.frame.counted(block.at().client, block.at().image)) return;
   const auto& unit = p.unit[blockIdx.z];
   const int channels = p.frame.channels;
   A grad[kStrip] = {};
@@ -145,34 +166,44 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
   tile_sums(p.cut, sums, min(chunk, channels - begin), shared_memory<A>(), to, channels);
 }
 
-// What both pools add to the gradient of one input pixel: that of the up to nine pooled pixels
-// around it.
-template <class S>
-__device__ __forceinline__ Accumulate<S> pool_part(const SpreadInputParams<S>& p, int64_t first,
-                                                   int h, int w) {
-  Accumulate<S> total{0};
-  const int s = p.stride;
-  for (int row = s == 1 ? max(h - 1, 0) : h / 2; row <= (h + 1) / s && row < p.out_height; ++row) {
-    for (int column = s == 1 ? max(w - 1, 0) : w / 2; column <= (w + 1) / s && column < p.out_width;
-         ++column) {
-      const int64_t i =
-          first + (static_cast<int64_t>(row) * p.out_width + column) * p.frame.channels;
-      const int tap = (h + 1 - s * row) * 3 + w + 1 - s * column;
-      if (p.avg_pool) total += loaded(p.pools.to_mean[i]);
-      if (p.max_pool && p.pools.winner[i] == tap) total += loaded(p.pools.to_max[i]);
+// sums[j] += what reaches pixel (row, column + j) of the input through both pools at stride T. Each
+// pooled pixel around the strip is read once and feeds those of its nine that are in it. pools: of
+// the image and the channel.
+template <int T, class S>
+__device__ __forceinline__ void add_pools(const SpreadInputParams<S>& p, int64_t pools, int row,
+                                          int column, Accumulate<S> (&sums)[kStrip]) {
+  constexpr int kBefore = T == 1 ? 1 : 0;  // pooled pixels before the strip's first one
+  for (int kh = 0; kh < 3; ++kh) {
+    const int from = row + 1 - kh;
+    if (from % T != 0 || from < 0 || from / T >= p.out_height) continue;
+    const int64_t line = pools + static_cast<int64_t>(from / T) * p.out_width * p.frame.channels;
+#pragma unroll
+    for (int i = 0; i < kStrip / T + 1 + kBefore; ++i) {
+      const int pooled = column / T - kBefore + i;
+      if (pooled < 0 || pooled >= p.out_width) continue;
+      const int64_t at = line + static_cast<int64_t>(pooled) * p.frame.channels;
+      const auto mean = p.avg_pool ? loaded(p.pools.to_mean[at]) : Accumulate<S>{0};
+      const auto largest = p.max_pool ? loaded(p.pools.to_max[at]) : Accumulate<S>{0};
+      const int winner = p.max_pool ? p.pools.winner[at] - kh * 3 : kAbsent;
+#pragma unroll
+      for (int kw = 0; kw < 3; ++kw) {
+        const int j = (i - kBefore) * T + kw - 1;
+        if (j < 0 || j >= kStrip) continue;
+        sums[j] += mean;
+        if (winner == kw) sums[j] += largest;
+      }
     }
   }
-  return total;
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kSpreadBlocks<S>)
     input_kernel(const __grid_constant__ SpreadInputParams<S> p) {
   using A = Accumulate<S>;
   const Block<S, V> block(p);
   const int64_t image = block.at().image;
   A sums[kStrip] = {};
-  if (!p.frame.counted(image)) {
+  if (!p.frame.counted(block.at().client, image)) {
     block.each([&](int, int64_t pixel) {
       p.to.at(image)[pixel * p.to.pitch + block.channel()] = Stored<S>::of(A{0});
     });
@@ -180,14 +211,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
   }
   for (int u = 0; u < p.units; ++u) block.add(p.unit[u], sums);
   const int c = block.channel();
-  const int64_t pools = image * p.out_height * p.out_width * p.frame.channels + c;
   block.each([&](int j, int64_t pixel) {
-    A total = relu_gradient(loaded(p.x.at(image)[pixel * p.x.pitch + c]), sums[j]);
-    if (p.max_pool || p.avg_pool) {
-      const int width = p.cut.tiles.image_width;
-      total +=
-          pool_part(p, pools, static_cast<int>(pixel / width), static_cast<int>(pixel % width));
-    }
+    sums[j] = relu_gradient(loaded(p.x.at(image)[pixel * p.x.pitch + c]), sums[j]);
+  });
+  if (block.live() && (p.max_pool || p.avg_pool)) {
+    const int64_t pools = image * p.out_height * p.out_width * p.frame.channels + c;
+    const int row = block.at().row() + block.strip().row;
+    const int column = block.at().column() + block.strip().column;
+    p.stride == 1 ? add_pools<1>(p, pools, row, column, sums)
+                  : add_pools<2>(p, pools, row, column, sums);
+  }
+  block.each([&](int j, int64_t pixel) {
+    A total = sums[j];
     if (p.base.present()) total += loaded(p.base.at(image)[pixel * p.base.pitch + c]);
     for (int i = 0; i < p.identities; ++i) {
       const auto& from = p.identity[i];
@@ -213,7 +248,7 @@ SpreadCut cut_spread(int height, int width, int channels, int reach, size_t elem
     SpreadCut cut{};
     cut.tiles = make_tiles(height, width, pixels);
     cut.window = make_window(cut.tiles, 1, reach, chunk);
-    cut.chunk = chunk;
+    cut.chunk = make_divisor(chunk);
     const int items = StripAt::count(cut.tiles, chunk);
     if (items > kThreads) return std::pair(cut, size_t{0});
     SharedLayout layout;

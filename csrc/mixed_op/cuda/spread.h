@@ -18,7 +18,7 @@ struct SpreadUnit {
 struct SpreadCut {
   Tiles tiles;
   Window window;  // of grad_d, at the resolution of the input
-  int chunk;
+  Divisor chunk;
   int taps;  // where the taps are in shared memory
   int total;
 };
@@ -27,7 +27,7 @@ template <class S>
 struct SpreadParams {
   Frame<S> frame;
   SpreadCut cut;
-  int stride;  // between input and grad_d
+  int stride;  // between input and grad_d: 1 or 2
   int out_height;
   int out_width;
 };

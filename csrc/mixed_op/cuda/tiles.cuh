@@ -8,88 +8,106 @@ namespace metadnas::mixed_op {
 
 // One tile of one image.
 struct TileAt {
+  const Tiles& tiles;
   int64_t client;
   int64_t image;  // among those of all clients
   int tile;
-  int row;
-  int column;
-  int rows;  // that exist
-  int columns;
 
-  // index: image after image, tile after tile
-  __device__ TileAt(const Tiles& tiles, int64_t images, int64_t index)
-      : client(index / tiles.count() / images),
-        image(index / tiles.count()),
-        tile(static_cast<int>(index % tiles.count())),
-        row(tile / tiles.across * tiles.height),
-        column(tile % tiles.across * tiles.width),
-        rows(tiles.rows(tile)),
-        columns(tiles.columns(tile)) {}
+  __device__ int row() const { return tile / tiles.across * tiles.height; }
+  __device__ int column() const { return tile % tiles.across * tiles.width; }
 
-  __device__ bool holds(int r, int c) const { return r < rows && c < columns; }
+  // Of blocks that have image after image, tile after tile: their number fits 32 bits.
+  __device__ static TileAt of_block(const Tiles& tiles, int64_t images) {
+    const unsigned count = static_cast<unsigned>(tiles.count());
+    const unsigned image = blockIdx.x / count;
+    return {tiles, image / static_cast<unsigned>(images), image,
+            static_cast<int>(blockIdx.x - image * count)};
+  }
+
+  // Whether a pixel of the tile exists, and how many rows and columns do.
+  __device__ bool holds(int r, int c) const {
+    return row() + r < tiles.image_height && column() + c < tiles.image_width;
+  }
+  __device__ int rows() const { return min(tiles.image_height - row(), tiles.height.value); }
+  __device__ int columns() const { return min(tiles.image_width - column(), tiles.width.value); }
 };
 
 // The first of V channels that a thread loads into a window of `chunk` channels.
 template <int V>
-__device__ __forceinline__ int window_channel(int chunk) {
-  return thread() % (chunk / V) * V;
+__device__ __forceinline__ int window_channel(Divisor chunk) {
+  return thread() * V % chunk;
 }
 
-// Fills the planes of the thread's channels: load(h, w, values) for pixels of the image, zeros
-// beyond it. (row, column) is the window's first pixel in the image.
-template <int V, class A, class Load>
-__device__ __forceinline__ void fill_window(const Window& window, int chunk, int row, int column,
-                                            int height, int width, A* to, const Load& load) {
+// Fills the planes of the thread's channels with source.value(i, x) of the pixels x that lie at
+// source.at(h, w), i of V, and zeros where that is null and beyond the image. (row, column) is the
+// window's first pixel in the image. A thread has kUnderWay loads on their way before it uses any.
+template <int kUnderWay, int V, class A, class PixelSource>
+__device__ __forceinline__ void fill_window(const Window& window, Divisor chunk, int row,
+                                            int column, int height, int width, A* to,
+                                            const PixelSource& source) {
+  using S = std::remove_cvref_t<decltype(*source.at(0, 0))>;
   to += window_channel<V>(chunk) * window.plane;
-  const int step = kThreads / (chunk / V);
-  for (int p = thread() / (chunk / V); p < window.height * window.width; p += step) {
-    const int r = static_cast<int>(static_cast<unsigned>(p) * window.inverse >> 16);
-    const int c = p - r * window.width;
-    const int h = row + r, w = column + c;
-    A values[V] = {};
-    if (h >= 0 && h < height && w >= 0 && w < width) load(h, w, values);
+  const int pixels = window.height * window.width, step = kThreads * V / chunk;
+  for (int first = thread() * V / chunk; first < pixels; first += kUnderWay * step) {
+    Pack<S, V> loads[kUnderWay];
+    bool there[kUnderWay];
 #pragma unroll
-    for (int i = 0; i < V; ++i) to[i * window.plane + r * window.row + c] = values[i];
+    for (int n = 0; n < kUnderWay; ++n) {
+      const int p = first + n * step;
+      const int h = row + p / window.width, w = column + p % window.width;
+      const bool inside = p < pixels && h >= 0 && h < height && w >= 0 && w < width;
+      const S* const from = inside ? source.at(h, w) : nullptr;
+      there[n] = from != nullptr;
+      if (there[n]) loads[n] = *reinterpret_cast<const Pack<S, V>*>(from);
+    }
+#pragma unroll
+    for (int n = 0; n < kUnderWay; ++n) {
+      const int p = first + n * step;
+      if (p >= pixels) break;
+      A* const at = to + p / window.width * window.row + p % window.width;
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        at[i * window.plane] = there[n] ? source.value(i, loaded(loads[n].of[i])) : A{0};
+      }
+    }
   }
 }
 
-// Loads V channels of a source's rectified pixels.
+// V channels of a source's pixels, rectified.
 template <class S, int V>
-class RectifiedLoad {
+class Rectified {
   using A = Accumulate<S>;
 
  public:
-  __device__ RectifiedLoad(const Frame<S>& frame, const Source<S>& source, const TileAt& at,
-                           int width, int channel)
+  __device__ Rectified(const Frame<S>& frame, const Source<S>& source, const TileAt& at, int width,
+                       int channel)
       : from_(source.images.data + at.image * source.images.image + channel),
-        pitch_(source.images.pitch),
+        pitch_(static_cast<int>(source.images.pitch)),
         width_(width),
         normalise_(source.norm != kAbsent) {
-    const A* norm = normalise_ ? frame.norm(at.client, source.norm) + channel : nullptr;
+    if (!normalise_) return;
+    const A* norm = frame.norm(at.client, source.norm) + channel;
+    A gamma[V];
+    load<V>(norm, mean_);
+    load<V>(norm + kInverse * frame.channels, scale_);
+    load<V>(norm + kGamma * frame.channels, gamma);
+    load<V>(norm + kBeta * frame.channels, beta_);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      mean_[i] = normalise_ ? norm[i] : A{0};
-      scale_[i] = normalise_
-                      ? norm[kInverse * frame.channels + i] * norm[kGamma * frame.channels + i]
-                      : A{1};
-      beta_[i] = normalise_ ? norm[kBeta * frame.channels + i] : A{0};
-    }
+    for (int i = 0; i < V; ++i) scale_[i] *= gamma[i];
   }
-  __device__ void operator()(int h, int w, A (&values)[V]) const {
-    load<V>(from_ + (static_cast<int64_t>(h) * width_ + w) * pitch_, values);
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const A x = normalise_ ? (values[i] - mean_[i]) * scale_[i] + beta_[i] : values[i];
-      values[i] = relu(x);
-    }
+  __device__ const S* at(int h, int w) const {
+    return from_ + static_cast<int64_t>(h * width_ + w) * pitch_;
+  }
+  __device__ A value(int i, A x) const {
+    return relu(normalise_ ? (x - mean_[i]) * scale_[i] + beta_[i] : x);
   }
 
  private:
   const S* from_;
-  int64_t pitch_;
+  int pitch_;
   int width_;
   bool normalise_;
-  A mean_[V], scale_[V], beta_[V];
+  A mean_[V] = {}, scale_[V] = {}, beta_[V] = {};
 };
 
 }  // namespace metadnas::mixed_op

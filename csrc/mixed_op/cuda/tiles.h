@@ -8,14 +8,15 @@ namespace metadnas::mixed_op {
 // An image's pixels in tiles of height x width, of which those at the edges may be partly empty.
 // The cut depends on the image's size and its channels only.
 struct Tiles {
-  int height;
-  int width;  // kStrip or twice that
+  Divisor height;
+  Divisor width;  // kStrip or twice that
+  Divisor area;   // pixels, a power of two
   int image_height;
   int image_width;
   int down;
-  int across;
+  Divisor across;
 
-  __host__ __device__ int pixels() const { return height * width; }
+  __host__ __device__ int pixels() const { return area; }
   __host__ __device__ int count() const { return down * across; }
   __host__ __device__ int rows(int tile) const {
     const int left = image_height - tile / across * height;
@@ -29,14 +30,17 @@ struct Tiles {
 
 // At most `pixels` (a power of two, at least kStrip) of an image, not much more than it has.
 inline Tiles make_tiles(int image_height, int image_width, int pixels) {
+  const int width = image_width > kStrip && pixels >= 128 ? 2 * kStrip : kStrip;
+  int height = pixels / width;
+  while (height / 2 >= image_height) height /= 2;
   Tiles t{};
+  t.height = make_divisor(height);
+  t.width = make_divisor(width);
+  t.area = make_divisor(height * width);
   t.image_height = image_height;
   t.image_width = image_width;
-  t.width = image_width > kStrip && pixels >= 128 ? 2 * kStrip : kStrip;
-  t.height = pixels / t.width;
-  while (t.height / 2 >= image_height) t.height /= 2;
-  t.down = ceil_div(image_height, t.height);
-  t.across = ceil_div(image_width, t.width);
+  t.down = ceil_div(image_height, height);
+  t.across = make_divisor(ceil_div(image_width, width));
   return t;
 }
 
@@ -46,8 +50,7 @@ struct Window {
   int reach;  // pixels beyond the tile, on each side
   int stride;
   int height;
-  int width;
-  unsigned inverse;  // p * inverse >> 16 == p / width for every pixel p
+  Divisor width;
   int row;
   int plane;
 };
@@ -57,8 +60,7 @@ inline Window make_window(const Tiles& tiles, int stride, int reach, int chunk) 
   w.reach = reach;
   w.stride = stride;
   w.height = (tiles.height - 1) * stride + 1 + 2 * reach;
-  w.width = (tiles.width - 1) * stride + 1 + 2 * reach;
-  w.inverse = 65536u / static_cast<unsigned>(w.width) + 1;
+  w.width = make_divisor((tiles.width - 1) * stride + 1 + 2 * reach);
   const auto up_to = [](int n, int residue, int modulus) {
     return n + ((residue - n) % modulus + modulus) % modulus;
   };
@@ -80,7 +82,7 @@ struct Source {
   int norm;  // kAbsent: as they are
 };
 
-// Input sizes and stride of pools.
+// Input sizes and stride (1 or 2) of pools.
 struct PoolShape {
   int height;
   int width;

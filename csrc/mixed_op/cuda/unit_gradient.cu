@@ -38,11 +38,11 @@ struct TapsAt {
   int parts;
   bool live;
 
-  __device__ TapsAt(int chunk, int kernel)
+  __device__ TapsAt(Divisor chunk, int kernel)
       : channel(thread() % chunk),
         kh(thread() / chunk % kernel),
-        part(thread() / (chunk * kernel)),
-        parts(kTapThreads / (chunk * kernel)),
+        part(thread() / chunk / kernel),
+        parts(kTapThreads / chunk / kernel),
         live(part < parts) {}
   // The thread of a part that sums (channel, kh).
   __device__ static int owner(int chunk, int kernel, int part, int channel, int kh) {
@@ -64,8 +64,8 @@ class Block {
         in_first_(static_cast<int>(blockIdx.z) % p.cut.ranges * p.cut.range),
         outs_(min(p.cut.range, channels_ - out_first_)),
         ins_(min(p.cut.range, channels_ - in_first_)),
-        client_(blockIdx.x / p.cut.spans),
-        own_(p.cut.tiles.pixels(), ins_),
+        client_(blockIdx.x / static_cast<unsigned>(p.cut.spans)),
+        own_(p.cut.tiles.area, ins_),
         outer_(p.cut.range),
         window_(shared_memory<A>()),
         dz_(window_ + p.cut.shared.dz),
@@ -75,20 +75,27 @@ class Block {
 
   __device__ void run() {
     const bool wanted = p_.weight_grads != nullptr;
+    const bool makes_grad_d = out_first_ == 0 && (unit_.grad_d != nullptr || own_taps());
     const int grids = unit_.kernel == 0 ? 2 : 1;
     if (wanted && own_taps()) clear_taps();
-    const int64_t span = blockIdx.x % cut_.spans;
-    const int64_t tiles = p_.frame.count(client_) * cut_.tiles.count();
-    const int64_t end = min((span + 1) * cut_.span, tiles);
-    for (int64_t t = span * cut_.span; t < end; ++t) {
-      const TileAt at(cut_.tiles, p_.frame.images,
-                      client_ * p_.frame.images * cut_.tiles.count() + t);
+    const int64_t span = blockIdx.x - client_ * cut_.spans;
+    const int count = cut_.tiles.count();
+    const int64_t tiles = p_.frame.count(client_) * count;
+    const int64_t begin = span * cut_.span, end = min(begin + cut_.span, tiles);
+    int64_t image = client_ * p_.frame.images + begin / count;
+    int tile = static_cast<int>(begin % count);
+    for (int64_t t = begin; t < end; ++t) {
+      const TileAt at(cut_.tiles, client_, image, tile);
       __syncthreads();
+      if (makes_grad_d && (first_tile_ || !matrix_stays())) stage_rows(product(0), 0);
       make_dz(at);
+      wait_for_copies();
       for (int grid = 0; grid < grids; ++grid) {
-        if (out_first_ == 0 && (unit_.grad_d != nullptr || own_taps())) make_grad_d(at, grid);
+        if (makes_grad_d) make_grad_d(at, grid);
         if (wanted) add_weight_grads(at, grid);
       }
+      first_tile_ = false;
+      if (++tile == count) tile = 0, ++image;
     }
     if (wanted) write_weight_grads();
   }
@@ -99,50 +106,74 @@ class Block {
     return p_.weight_grads != nullptr && out_first_ == 0 && unit_.kernel > 0;
   }
   __device__ int64_t pixel(const TileAt& at, int row, int column) const {
-    return static_cast<int64_t>(at.row + row) * cut_.tiles.image_width + at.column + column;
+    return static_cast<int64_t>(at.row() + row) * cut_.tiles.image_width + at.column() + column;
   }
 
   // dz of all channels, or only of those whose weights this block has.
   __device__ void make_dz(const TileAt& at) const {
-    const bool all = out_first_ == 0;
-    const int first = all ? 0 : out_first_, count = all ? channels_ : outs_;
+    const Divisor vectors = out_first_ == 0 ? cut_.vectors : cut_.range_vectors;
     const A* norm = p_.frame.norm(client_, unit_.norm);
     const A* gradient = p_.frame.gradient(client_, unit_.norm);
     const int64_t image = int64_t{cut_.tiles.image_height} * cut_.tiles.image_width * channels_;
     const S* z = unit_.z + at.image * image;
     const S* grad = unit_.grad.at(at.image);
-    for (int i = thread(); i < count * cut_.tiles.pixels() / kQuad; i += kThreads) {
-      const int c = first + i % count, p = i / count * kQuad;
+    for (int i = thread(); i < vectors * cut_.tiles.pixels() / kQuad; i += kThreads) {
+      const int c = out_first_ + i % vectors * V, p = i / vectors * kQuad;
+      if (c >= channels_) continue;
       const int row = p / cut_.tiles.width, column = p % cut_.tiles.width;
-      const A mean = norm[c], scale = gradient[c];
-      const A slope = gradient[kSlope * channels_ + c], shift = gradient[kShift * channels_ + c];
-      A values[kQuad] = {};
+      A mean[V], scale[V], slope[V], shift[V];
+      load<V>(norm + c, mean);
+      load<V>(gradient + c, scale);
+      load<V>(gradient + kSlope * channels_ + c, slope);
+      load<V>(gradient + kShift * channels_ + c, shift);
+      A values[V][kQuad] = {};
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
         if (!at.holds(row, column + k)) continue;
         const int64_t from = pixel(at, row, column + k);
-        values[k] = scale * loaded(grad[from * unit_.grad.pitch + c]) +
-                    (slope * (loaded(z[from * channels_ + c]) - mean) + shift);
+        A own_grad[V], own_z[V];
+        load<V>(grad + from * unit_.grad.pitch + c, own_grad);
+        load<V>(z + from * channels_ + c, own_z);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          values[j][k] = scale[j] * own_grad[j] + (slope[j] * (own_z[j] - mean[j]) + shift[j]);
+        }
       }
-      store<kQuad>(dz_ + c * cut_.pitch() + p, values);
+#pragma unroll
+      for (int j = 0; j < V; ++j) store<kQuad>(dz_ + (c + j) * cut_.pitch() + p, values[j]);
     }
   }
 
-  // The gradient behind the depthwise convolution, of this block's input channels.
-  __device__ void make_grad_d(const TileAt& at, int grid) {
+  __device__ Product<A, RC, false> product(int grid) const {
     const bool factorized = unit_.kernel == 0;
     const int half = channels_ / 2;
     const int first = factorized && grid == 1 ? half : 0;
-    const int outs = factorized ? half : channels_;
     const A* data = p_.frame.param(client_, unit_.pointwise) +
                     static_cast<int64_t>(first) * channels_ + in_first_;
+    return {dz_ + first * cut_.pitch(),
+            cut_.pitch(),
+            cut_.tiles.area,
+            factorized ? half : channels_,
+            {data, channels_, 0, ins_},
+            ins_,
+            cut_.staged_rows,
+            window_ + cut_.shared.matrix,
+            grad_d_};
+  }
+  // Whether the matrix is the same for all tiles and fits.
+  __device__ bool matrix_stays() const { return unit_.kernel > 0 && cut_.staged_rows >= channels_; }
+
+  // The gradient behind the depthwise convolution, of this block's input channels. The first rows
+  // of grid 0's matrix have been copied.
+  __device__ void make_grad_d(const TileAt& at, int grid) {
     A sums[kQuad][RC] = {};
-    if (grid > 0) __syncthreads();
-    multiply_all<S, RC>({dz_ + first * cut_.pitch(), cut_.pitch(), cut_.tiles.pixels(), outs,
-                         Matrix<A>{data, channels_, 1, 0, ins_}, ins_, cut_.staged_rows,
-                         window_ + cut_.shared.matrix, grad_d_},
-                        own_, sums);
-    if (!own_.live) return;
+    if (grid > 0) {
+      __syncthreads();
+      stage_rows(product(grid), 0);
+      wait_for_copies();
+    }
+    multiply_all<S>(product(grid), own_, sums);
+    if (!own_.live()) return;
     const Tiles& tiles = cut_.tiles;
     const int row = own_.pixel / tiles.width, column = own_.pixel % tiles.width;
     const int64_t images = p_.frame.clients * p_.frame.images;
@@ -183,20 +214,22 @@ class Block {
 
   // What the pointwise product read, of channels [first, first + chunk) of this block's range.
   __device__ void make_values(const TileAt& at, int grid, int first) const {
-    const int live = min(cut_.chunk, ins_ - first);
+    const int live = min(cut_.chunk.value, ins_ - first);
     const Window& w = cut_.window;
-    const int own = window_channel<V>(cut_.chunk);
-    if (own < live) {
-      const RectifiedLoad<S, V> load(p_.frame, unit_.source, at, p_.source_width,
-                                     in_first_ + first + own);
-      fill_window<V>(w, cut_.chunk, at.row * w.stride - w.reach, at.column * w.stride - w.reach,
-                     p_.source_height, p_.source_width, window_, load);
-    }
-    A* taps = window_ + cut_.shared.taps;
-    if (unit_.kernel > 0) {
+    A* const taps = window_ + cut_.shared.taps;
+    if (unit_.kernel > 0 && (first_tile_ || cut_.chunk < ins_)) {
       stage_taps(p_.frame.param(client_, unit_.depthwise), unit_.kernel * unit_.kernel,
                  in_first_ + first, cut_.chunk, channels_, false, taps);
     }
+    const int own = window_channel<V>(cut_.chunk);
+    if (own < live) {
+      const Rectified<S, V> source(p_.frame, unit_.source, at, p_.source_width,
+                                   in_first_ + first + own);
+      fill_window<4, V>(w, cut_.chunk, at.row() * w.stride - w.reach,
+                        at.column() * w.stride - w.reach, p_.source_height, p_.source_width,
+                        window_, source);
+    }
+    wait_for_copies();
     __syncthreads();
     A* to = values_ + first * cut_.pitch();
     if (unit_.kernel > 0) {
@@ -227,14 +260,13 @@ class Block {
       for (int s = 0; s < kOuter; ++s) load<kQuad>(values[s] + p, v[s]);
 #pragma unroll
       for (int r = 0; r < kOuter; ++r) {
+        if (!takes[r]) continue;
         A d[kQuad];
         load<kQuad>(dz[r] + p, d);
 #pragma unroll
         for (int s = 0; s < kOuter; ++s) {
-          A sum{0};
 #pragma unroll
-          for (int k = 0; k < kQuad; ++k) sum += d[k] * v[s][k];
-          if (takes[r]) matrix_[r][s] += sum;
+          for (int k = 0; k < kQuad; ++k) matrix_[r][s] += d[k] * v[s][k];
         }
       }
     }
@@ -251,10 +283,10 @@ class Block {
   }
 
   __device__ void add_taps(int first) const {
-    const TapsAt own(cut_.chunk, unit_.kernel);
-    if (!own.live || first + own.channel >= ins_) return;
-    A* const sums = own_taps_at(first);
     with_depthwise(unit_.kernel, unit_.dilation, cut_.window.stride, [&]<int K, int D, int S2>() {
+      const TapsAt own(cut_.chunk, K);
+      if (!own.live || first + own.channel >= ins_) return;
+      A* const sums = own_taps_at(first);
       A total[K] = {};
       const A* const plane = window_ + own.channel * cut_.window.plane;
       const A* const grad = grad_d_ + (first + own.channel) * cut_.pitch();
@@ -311,7 +343,8 @@ class Block {
   }
 
   __device__ void write_taps(A* to) const {
-    const int kernel = unit_.kernel, count = kernel * kernel, chunk = cut_.chunk;
+    const int kernel = unit_.kernel, count = kernel * kernel;
+    const Divisor chunk = cut_.chunk;
     const int parts = TapsAt(chunk, kernel).parts;
     for (int i = thread(); i < ins_ * count; i += kThreads) {
       const int c = i / count, kh = i % count / kernel, kw = i % kernel;
@@ -340,6 +373,7 @@ class Block {
   A* const grad_d_;
   A* const values_;
   A* const tap_sums_;
+  bool first_tile_ = true;  // what does not depend on the tile is not in shared memory yet
   A matrix_[kOuter][kOuter] = {};
 };
 
@@ -368,6 +402,8 @@ std::pair<GradientCut, size_t> measure(GradientCut cut, int channels, int range,
                                        size_t element) {
   cut.range = std::min(channels, range);
   cut.ranges = ceil_div(channels, cut.range);
+  cut.vectors = make_divisor(channels / vector);
+  cut.range_vectors = make_divisor(ceil_div(cut.range, vector));
   cut.columns = product_columns(cut.tiles.pixels(), cut.range, vector);
   if (cut.columns == 0) return {cut, 0};
   const int step = ceil_div(cut.range, kOuter);
@@ -398,7 +434,7 @@ GradientCut cut_gradient(const Geometry& geometry, int stride, int reach, int ve
     GradientCut cut{};
     cut.tiles = make_tiles(geometry.out_height, geometry.out_width, pixels);
     cut.window = make_window(cut.tiles, stride, reach, chunk);
-    cut.chunk = chunk;
+    cut.chunk = make_divisor(chunk);
     return measure(cut, channels, range, vector, element);
   };
   std::optional<GradientCut> found;

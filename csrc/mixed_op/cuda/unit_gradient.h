@@ -28,13 +28,15 @@ struct GradientCut {
 
   Tiles tiles;    // of the result
   Window window;  // of the source
-  int chunk;      // channels in a window
+  Divisor chunk;  // channels in a window
   int columns;    // of grad_d that a thread holds for one pixel
   int staged_rows;
   int range;
-  int ranges;     // blocks of channels
-  int span;       // tiles of a block
-  int64_t spans;  // of a client
+  int ranges;             // blocks of channels
+  Divisor vectors;        // of all channels
+  Divisor range_vectors;  // of a range
+  int span;               // tiles of a block
+  int64_t spans;          // of a client
   struct {
     int taps;
     int matrix;
