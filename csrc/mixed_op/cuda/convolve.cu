@@ -21,7 +21,6 @@ class Block {
       : p_(p),
         channels_(p.frame.channels),
         at_(TileAt::of_block(p.cut.tiles, p.frame.images)),
-        own_(p.cut.tiles.area, channels_),
         window_(shared_memory<A>()),
         values_(window_ + p.cut.shared.values) {}
 
@@ -62,9 +61,10 @@ class Block {
       make_values(unit, grid, first, resident);
     }
     A sums[kQuad][RC] = {};
-    multiply_all<S>(product, own_, sums);
+    const ProductAt<RC> own(cut.tiles.area, cut.groups);
+    multiply_all<S>(product, own, sums);
     __syncthreads();
-    if (own_.live()) write(unit, begin, end, sums);
+    if (own.live) write(unit, own, begin, end, sums);
     if (p_.moments == nullptr) return;
     __syncthreads();
     A* to = p_.moments + (int64_t{blockIdx.x} * p_.partials + unit.partial) * 2 * channels_;
@@ -100,7 +100,7 @@ class Block {
     if (channel >= channels_) return;
     const Window& w = p_.cut.window;
     const Rectified<S, V> source(p_.frame, unit.source, at_, p_.source_width, channel);
-    constexpr int kUnderWay = RC < 4 ? 2 : 4;  // as registers allow
+    constexpr int kUnderWay = RC == 4 ? 4 : 2;  // as registers allow
     fill_window<kUnderWay, V>(w, p_.cut.chunk, at_.row() * w.stride - w.reach,
                               at_.column() * w.stride - w.reach, p_.source_height, p_.source_width,
                               window_, source);
@@ -112,16 +112,17 @@ class Block {
     return unit.z + (pixel + at_.column() + column) * channels_ + channel;
   }
 
-  // Results to memory and, as they are there, to values_ for their moments.
-  __device__ void write(const ConvolveUnit<S>& unit, int begin, int end,
+  // Results to memory and, as they are there, to values_ for their moments. Packs that begin before
+  // `end` are written whole: what is beyond it comes later.
+  __device__ void write(const ConvolveUnit<S>& unit, const ProductAt<RC>& own, int begin, int end,
                         const A (&sums)[kQuad][RC]) {
     constexpr int kPack = V == 1 ? 1 : RC < V ? RC : V;
     const Tiles& t = p_.cut.tiles;
-    const int row = own_.pixel / t.width, column = own_.pixel % t.width;
-    S* const to = result(unit, row, column, own_.column);
+    const int row = own.pixel / t.width, column = own.pixel % t.width;
+    S* const to = result(unit, row, column, own.column);
 #pragma unroll
     for (int j = 0; j < RC; j += kPack) {
-      const int first = own_.column + j;
+      const int first = own.column + j;
       if (first >= end || first + kPack <= begin) continue;
       A kept[kPack][kQuad];
 #pragma unroll
@@ -133,30 +134,30 @@ class Block {
           pixel[i] = sums[p][j + i];
           kept[i][p] = exists ? loaded(Stored<S>::of(pixel[i])) : A{0};
         }
-        if (exists) store_some(to + int64_t{p} * channels_ + j, pixel, begin - first, end - first);
+        if (!exists) continue;
+        S* const at = to + int64_t{p} * channels_ + j;
+        if (first < begin) keep_before(at, begin - first, pixel);
+        store<kPack>(at, pixel);
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        if (first + i < begin || first + i >= end) continue;
-        store<kQuad>(values_ + (first + i) * p_.cut.pitch() + own_.pixel, kept[i]);
+        store<kQuad>(values_ + (first + i) * p_.cut.pitch() + own.pixel, kept[i]);
       }
     }
   }
 
-  // Elements [begin, end) of a pack.
+  // The first `count` results of a pack are those that are there, of the grid before.
   template <int N>
-  static __device__ __forceinline__ void store_some(S* to, const A (&from)[N], int begin, int end) {
-    if (begin <= 0 && end >= N) return store<N>(to, from);
+  static __device__ void keep_before(const S* at, int count, A (&pixel)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (i >= begin && i < end) to[i] = Stored<S>::of(from[i]);
+      if (i < count) pixel[i] = loaded(at[i]);
     }
   }
 
   const ConvolveParams<S>& p_;
   const int channels_;
   const TileAt at_;
-  const ProductAt<RC> own_;
   A* const window_;
   A* const values_;
 };
@@ -196,7 +197,8 @@ ConvolveCut cut_convolve(const Geometry& geometry, int stride, int reach, int ve
     cut.chunk = make_divisor(chunk);
     cut.columns = product_columns(cut.tiles.pixels(), channels, vector);
     if (cut.columns == 0) return std::pair(cut, size_t{0});
-    const int padded = ceil_div(channels, cut.columns) * cut.columns + kQuad;
+    cut.groups = make_divisor(ceil_div(channels, cut.columns));
+    const int padded = cut.groups * cut.columns + kQuad;
     cut.staged_rows = staged_rows(channels, padded, element, 18 * 1024);
     SharedLayout layout;
     layout.take(chunk * cut.window.plane);

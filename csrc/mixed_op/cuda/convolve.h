@@ -19,10 +19,11 @@ struct ConvolveUnit {
 // How the work is cut, and where a block keeps what: elements from the start of its shared memory,
 // where the window is.
 struct ConvolveCut {
-  Tiles tiles;    // of the result
-  Window window;  // of the source
-  Divisor chunk;  // channels in a window, a power of two
-  int columns;    // results a thread holds for one pixel
+  Tiles tiles;     // of the result
+  Window window;   // of the source
+  Divisor chunk;   // channels in a window, a power of two
+  int columns;     // results a thread holds for one pixel
+  Divisor groups;  // of columns
   int staged_rows;
   struct {
     int taps;

@@ -13,16 +13,13 @@ using cuda::wait_for_copies;
 // How a tile's results [pixel][column] are dealt out: kQuad pixels and RC columns a thread.
 template <int RC>
 struct ProductAt {
-  const Divisor& pixels;  // of a tile
-  int pixel;              // the first one
-  int column;             // the first one
+  int pixel;   // the first one
+  int column;  // the first one
+  bool live;
 
-  __device__ ProductAt(const Divisor& pixels, int columns) : pixels(pixels) {
-    const unsigned groups = static_cast<unsigned>(columns + RC - 1) / RC;
-    pixel = static_cast<int>(threadIdx.x / groups) * kQuad;
-    column = static_cast<int>(threadIdx.x % groups) * RC;
-  }
-  __device__ bool live() const { return pixel < pixels; }
+  // groups: of RC columns.
+  __device__ ProductAt(Divisor pixels, Divisor groups)
+      : pixel(thread() / groups * kQuad), column(thread() % groups * RC), live(pixel < pixels) {}
 };
 
 // A matrix in global memory: element [k][j] is at k * pitch + j, or transposed at j * pitch + k,
@@ -124,7 +121,7 @@ class TensorProduct {
     __syncthreads();
     write();
     __syncthreads();
-    if (!at.live()) return;
+    if (!at.live) return;
 #pragma unroll
     for (int j = 0; j < RC; ++j) {
       if (at.column + j >= p_.columns) break;
@@ -141,9 +138,7 @@ class TensorProduct {
     const auto value = [&](int k, int pixel) {
       return k < rows ? values[k * p_.pitch + pixel] : 0.0f;
     };
-    const auto weight = [&](int k, int column) {
-      return k < rows && column < padded ? p_.staged[k * pitch + column] : 0.0f;
-    };
+#pragma unroll 1
     for (int k0 = 0; k0 < rows; k0 += 16) {
       uint32_t a[4];
 #pragma unroll
@@ -151,16 +146,17 @@ class TensorProduct {
         const int k = k0 + lane_.pair + i / 2 * 8, pixel = pixel_ + i % 2 * 8;
         a[i] = cuda::packed<S>(value(k, pixel), value(k + 1, pixel));
       }
+      const int k = k0 + lane_.pair;
+      int column = column_ + lane_.group;
+      const float* weights = p_.staged + k * pitch + column;
 #pragma unroll
-      for (int j = 0; j < RC; ++j) {
-        const int column = column_ + j * step_ + lane_.group;
-        if (column_ + j * step_ >= p_.columns) break;
-        uint32_t b[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int k = k0 + lane_.pair + i * 8;
-          b[i] = cuda::packed<S>(weight(k, column), weight(k + 1, column));
-        }
+      for (int j = 0; j < RC; ++j, column += step_, weights += step_) {
+        if (column - lane_.group >= p_.columns) break;
+        const auto weight = [&](int i) {
+          return k + i < rows && column < padded ? weights[i * pitch] : 0.0f;
+        };
+        const uint32_t b[2] = {cuda::packed<S>(weight(0), weight(1)),
+                               cuda::packed<S>(weight(8), weight(9))};
         cuda::mma<S>(a, b, fragments_[j]);
       }
     }
@@ -198,7 +194,7 @@ __device__ __forceinline__ void multiply_all(const Product<Accumulate<S>, RC, kT
     if (p.pixels.value % 16 == 0) return TensorProduct<S, RC, kTransposed>(p).run(at, sums);
   }
   for_staged_rows(p, [&](const A* values, int rows) {
-    if (!at.live()) return;
+    if (!at.live) return;
     multiply<RC>(values + at.pixel, p.pitch, p.staged + at.column, p.staged_pitch(), rows, sums);
   });
 }

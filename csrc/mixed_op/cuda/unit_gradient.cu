@@ -14,19 +14,17 @@ constexpr int kTapThreads = 160;  // at most: 32 channels x 5 rows
 
 // A thread's elements of a range x range block of the matrix: (out + r * step, in + s * step).
 struct OuterAt {
-  int step;  // threads along either side
   int out;
   int in;
   int part;  // of the pixels
   int parts;
   bool live;
 
-  __device__ explicit OuterAt(int range)
-      : step(ceil_div(range, kOuter)),
-        out(thread() / step % step),
+  __device__ explicit OuterAt(Divisor step)
+      : out(thread() / step % step),
         in(thread() % step),
-        part(thread() / (step * step)),
-        parts(kThreads / (step * step)),
+        part(thread() / step / step),
+        parts(kThreads / step / step),
         live(part < parts) {}
 };
 
@@ -65,8 +63,6 @@ class Block {
         outs_(min(p.cut.range, channels_ - out_first_)),
         ins_(min(p.cut.range, channels_ - in_first_)),
         client_(blockIdx.x / static_cast<unsigned>(p.cut.spans)),
-        own_(p.cut.tiles.area, ins_),
-        outer_(p.cut.range),
         window_(shared_memory<A>()),
         dz_(window_ + p.cut.shared.dz),
         grad_d_(window_ + p.cut.shared.grad_d),
@@ -172,17 +168,18 @@ class Block {
       stage_rows(product(grid), 0);
       wait_for_copies();
     }
-    multiply_all<S>(product(grid), own_, sums);
-    if (!own_.live()) return;
+    const ProductAt<RC> own(cut_.tiles.area, cut_.groups);
+    multiply_all<S>(product(grid), own, sums);
+    if (!own.live) return;
     const Tiles& tiles = cut_.tiles;
-    const int row = own_.pixel / tiles.width, column = own_.pixel % tiles.width;
+    const int row = own.pixel / tiles.width, column = own.pixel % tiles.width;
     const int64_t images = p_.frame.clients * p_.frame.images;
     const int64_t image = (grid * images + at.image) * tiles.image_height * tiles.image_width;
-    S* to = unit_.grad_d + (image + pixel(at, row, column)) * channels_ + in_first_ + own_.column;
+    S* to = unit_.grad_d + (image + pixel(at, row, column)) * channels_ + in_first_ + own.column;
     constexpr int kPack = V == 1 ? 1 : RC < V ? RC : V;
 #pragma unroll
     for (int j = 0; j < RC; j += kPack) {
-      if (own_.column + j >= ins_) break;
+      if (own.column + j >= ins_) break;
       A kept[kPack][kQuad];
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
@@ -195,7 +192,7 @@ class Block {
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        store<kQuad>(grad_d_ + (own_.column + j + i) * cut_.pitch() + own_.pixel, kept[i]);
+        store<kQuad>(grad_d_ + (own.column + j + i) * cut_.pitch() + own.pixel, kept[i]);
       }
     }
   }
@@ -225,9 +222,10 @@ class Block {
     if (own < live) {
       const Rectified<S, V> source(p_.frame, unit_.source, at, p_.source_width,
                                    in_first_ + first + own);
-      fill_window<4, V>(w, cut_.chunk, at.row() * w.stride - w.reach,
-                        at.column() * w.stride - w.reach, p_.source_height, p_.source_width,
-                        window_, source);
+      constexpr int kUnderWay = 3;  // as registers allow
+      fill_window<kUnderWay, V>(w, cut_.chunk, at.row() * w.stride - w.reach,
+                                at.column() * w.stride - w.reach, p_.source_height, p_.source_width,
+                                window_, source);
     }
     wait_for_copies();
     __syncthreads();
@@ -242,19 +240,20 @@ class Block {
 
   // matrix_[o][i] += dz[o] * values[i], for results o of [begin, end).
   __device__ void add_outer(int begin, int end) {
-    if (!outer_.live) return;
+    const OuterAt outer(cut_.outer_step);
+    if (!outer.live) return;
     const int pitch = cut_.pitch();
     const A *dz[kOuter], *values[kOuter];
     bool takes[kOuter];
 #pragma unroll
     for (int r = 0; r < kOuter; ++r) {
-      const int out = min(outer_.out + r * outer_.step, outs_ - 1);
+      const int out = min(outer.out + r * cut_.outer_step, outs_ - 1);
       dz[r] = dz_ + (out_first_ + out) * pitch;
       takes[r] = out_first_ + out >= begin && out_first_ + out < end;
-      values[r] = values_ + min(outer_.in + r * outer_.step, ins_ - 1) * pitch;
+      values[r] = values_ + min(outer.in + r * cut_.outer_step, ins_ - 1) * pitch;
     }
     const int pixels = cut_.tiles.pixels();
-    for (int p = outer_.part * kQuad; p < pixels; p += outer_.parts * kQuad) {
+    for (int p = outer.part * kQuad; p < pixels; p += outer.parts * kQuad) {
       A v[kOuter][kQuad];
 #pragma unroll
       for (int s = 0; s < kOuter; ++s) load<kQuad>(values[s] + p, v[s]);
@@ -319,14 +318,15 @@ class Block {
     A* const to = p_.weight_grads + int64_t{blockIdx.x} * p_.row + unit_.weight_grads;
     __syncthreads();
     A* const shared = window_;  // [part][out][in] of the range
-    const int range = cut_.range, size = range * range;
+    const int range = cut_.range, size = range * range, step = cut_.outer_step;
+    const OuterAt outer(cut_.outer_step);
 #pragma unroll
     for (int r = 0; r < kOuter; ++r) {
 #pragma unroll
       for (int s = 0; s < kOuter; ++s) {
-        const int out = outer_.out + r * outer_.step, in = outer_.in + s * outer_.step;
-        if (outer_.live && out < range && in < range) {
-          shared[outer_.part * size + out * range + in] = matrix_[r][s];
+        const int out = outer.out + r * step, in = outer.in + s * step;
+        if (outer.live && out < range && in < range) {
+          shared[outer.part * size + out * range + in] = matrix_[r][s];
         }
       }
     }
@@ -334,7 +334,7 @@ class Block {
     for (int i = thread(); i < outs_ * ins_; i += kThreads) {
       const int out = i / ins_, in = i % ins_;
       A sum{0};
-      for (int part = 0; part < outer_.parts; ++part) {
+      for (int part = 0; part < outer.parts; ++part) {
         sum += shared[part * size + out * range + in];
       }
       to[static_cast<int64_t>(out_first_ + out) * channels_ + in_first_ + in] = sum;
@@ -366,8 +366,6 @@ class Block {
   const int outs_;
   const int ins_;
   const int64_t client_;
-  const ProductAt<RC> own_;
-  const OuterAt outer_;
   A* const window_;
   A* const dz_;
   A* const grad_d_;
@@ -406,8 +404,9 @@ std::pair<GradientCut, size_t> measure(GradientCut cut, int channels, int range,
   cut.range_vectors = make_divisor(ceil_div(cut.range, vector));
   cut.columns = product_columns(cut.tiles.pixels(), cut.range, vector);
   if (cut.columns == 0) return {cut, 0};
-  const int step = ceil_div(cut.range, kOuter);
-  const int padded = ceil_div(cut.range, cut.columns) * cut.columns + kQuad;
+  cut.groups = make_divisor(ceil_div(cut.range, cut.columns));
+  cut.outer_step = make_divisor(ceil_div(cut.range, kOuter));
+  const int step = cut.outer_step, padded = cut.groups * cut.columns + kQuad;
   cut.staged_rows = staged_rows(channels, padded, element, 9 * 1024);
   SharedLayout layout;
   layout.take(cut.chunk * cut.window.plane);

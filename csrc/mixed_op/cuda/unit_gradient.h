@@ -26,13 +26,15 @@ struct GradientUnit {
 struct GradientCut {
   static constexpr int kMostRange = 64;
 
-  Tiles tiles;    // of the result
-  Window window;  // of the source
-  Divisor chunk;  // channels in a window
-  int columns;    // of grad_d that a thread holds for one pixel
+  Tiles tiles;     // of the result
+  Window window;   // of the source
+  Divisor chunk;   // channels in a window
+  int columns;     // of grad_d that a thread holds for one pixel
+  Divisor groups;  // of columns
   int staged_rows;
   int range;
   int ranges;             // blocks of channels
+  Divisor outer_step;     // threads along either side of a range of the matrix
   Divisor vectors;        // of all channels
   Divisor range_vectors;  // of a range
   int span;               // tiles of a block
