@@ -2,8 +2,9 @@
 // one. A fiber whose thread ends runs the next thread itself, so a kernel without barriers stays on
 // one stack.
 //
-// METADNAS_SHIM_ORDER=reverse runs blocks and threads from the last to the first: a result that
-// depends on the order is a race.
+// METADNAS_SHIM_ORDER=reverse runs blocks and threads from the last to the first, and makes copies
+// that go on beside a thread as early as may be instead of as late: a result that depends on the
+// order is a race.
 #include "cuda_shim.h"
 
 #include <sys/mman.h>
@@ -159,9 +160,12 @@ class Block {
       fail("a copy of " + std::to_string(copy.bytes) + " B, expected 4, 8 or 16, aligned");
     }
     fiber_->copies.push_back(copy);
+    if (reverse_) std::memcpy(copy.to, copy.from, copy.bytes);
   }
   void wait_for_copies() {
-    for (const Copy& copy : fiber_->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    if (!reverse_) {
+      for (const Copy& copy : fiber_->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    }
     fiber_->copies.clear();
   }
 

@@ -92,7 +92,7 @@ bool meet_block(Meeting meeting, bool flag);
 uint64_t meet_warp(Meeting meeting, unsigned mask, uint64_t value, int source);
 int lane();
 
-// A copy to shared memory, made when the thread waits for its copies: as late as may be.
+// A copy to shared memory, made some time before wait_for_copies() returns.
 void copy_later(void* to, const void* from, size_t bytes);
 void wait_for_copies();
 

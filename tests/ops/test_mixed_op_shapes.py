@@ -47,6 +47,11 @@ def test_windows_of_few_channels():
     check((1, 1, 32, 1, 40), stride=2)
 
 
+def test_halves_of_a_factorized_reduce_that_part_a_vector():
+    """Four channels of a GPU's thread, and ten of each half."""
+    check((1, 1, 16, 32, 20), torch.float32, stride=2)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("images", [1, 2, 3, 4, 5, 9, 67])  # 67: tasks of more than 4 images
 def test_images(images, stride):

@@ -55,7 +55,6 @@ class Block {
         values_, cut.pitch(), cut.tiles.area,  channels_,
         matrix,  channels_,   cut.staged_rows, window_ + cut.shared.matrix,
         values_};
-    __syncthreads();
     stage_rows(product, 0);
     for (int first = 0; first < channels_; first += cut.chunk) {
       make_values(unit, grid, first, resident);
@@ -72,13 +71,12 @@ class Block {
                  to + begin, channels_);
   }
 
-  // What the pointwise product reads, of channels [first, first + chunk), and with the first of
-  // them its matrix.
+  // What the pointwise product reads, of channels [first, first + chunk).
   __device__ void make_values(const ConvolveUnit<S>& unit, int grid, int first, bool resident) {
     const ConvolveCut& cut = p_.cut;
     const int live = min(channels_ - first, cut.chunk.value);
     A* const taps = window_ + cut.shared.taps;
-    __syncthreads();
+    if (first > 0) __syncthreads();
     if (unit.kernel > 0) {
       stage_taps(p_.frame.param(at_.client, unit.depthwise), unit.kernel * unit.kernel, first,
                  cut.chunk, channels_, false, taps);

@@ -199,7 +199,7 @@ class Block {
 
   __device__ void add_weight_grads(const TileAt& at, int grid) {
     for (int first = 0; first < ins_; first += cut_.chunk) {
-      __syncthreads();
+      if (first > 0) __syncthreads();
       make_values(at, grid, first);
       if (own_taps()) add_taps(first);
     }
