@@ -5,7 +5,8 @@
 prints the path of what it built: the library that registers CUDA's kernels as those of the CPU, or
 the shim's own tests. Objects stay in build/cuda_shim, and only what is out of date is compiled.
 
-Environment: CXX, MAX_JOBS, DEBUG=1 (-O0 -g).
+Environment: CXX, MAX_JOBS, DEBUG=1 (-O0 -g), METADNAS_SHIM_SANITIZE=1 (a library of its own, see
+memcheck.sh).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "cuda_shim"
+SANITIZE = os.environ.get("METADNAS_SHIM_SANITIZE", "0") == "1"
+BUILD = ROOT / "build" / ("cuda_shim_sanitized" if SANITIZE else "cuda_shim")
+# Not of the stack: threads that wait have stacks of their own.
+SANITIZERS = ("-fsanitize=address,alignment", "-fno-sanitize-recover=all", "--param=asan-stack=0")
 CXX = os.environ.get("CXX", "c++")
 SHIM = "tests/cuda_shim/cuda_shim.cpp"
 STAND_IN = "tests/cuda_shim/torch_stand_in.cpp"
@@ -41,6 +45,7 @@ def flags() -> list[str]:
         *("-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *optimise),
         *("-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-attributes"),
         *("-DMETADNAS_CUDA_SHIM", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+        *(SANITIZERS if SANITIZE else ()),
         *(f"-I{path}" for path in includes),
     ]
 
@@ -74,7 +79,8 @@ def build(target: str) -> Path:
         sources, output = library_sources(), BUILD / "libmetadnas_shim.so"
         folder = Path(torch.__file__).parent / "lib"
         libraries = [f"-L{folder}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{folder}"]
-        link = ["-shared", "-Wl,-Bsymbolic"]  # its stand-ins go before what torch has
+        # Its stand-ins go before what torch has.
+        link = ["-shared", "-Wl,-Bsymbolic", *(SANITIZERS if SANITIZE else ())]
     elif target == "selftest":
         sources, output = ["tests/cuda_shim/selftest.cu", SHIM], BUILD / "selftest"
         link, libraries = [], []

@@ -8,6 +8,9 @@
 #include "cuda_shim.h"
 
 #include <sys/mman.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <cstdlib>
 #include <mutex>
@@ -114,8 +117,11 @@ class Block {
     started_ = finished_ = fibers_ = 0;
     barrier_ = {};
     warps_.assign((threads_ + kWarpSize - 1) / kWarpSize, Warp{});
+    forbid(0);
     std::memset(shared_, kPoison, launch.shared_bytes + kCanary);
+    forbid(sizeof(shared_) - launch.shared_bytes);
     cuda_shim_switch(&scheduler_, new_fiber());
+    forbid(0);
     if (!failure_.empty()) throw_failure();
     for (size_t i = 0; i < kCanary; ++i) {
       if (static_cast<unsigned char>(shared_[launch.shared_bytes + i]) == kPoison) continue;
@@ -170,6 +176,14 @@ class Block {
   }
 
  private:
+  // Of shared memory, the last `bytes` to whoever reads or writes them.
+  void forbid([[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(shared_, sizeof(shared_) - bytes);
+    __asan_poison_memory_region(shared_ + sizeof(shared_) - bytes, bytes);
+#endif
+  }
+
   // Whether everyone is there now.
   bool arrive(Barrier& barrier, Meeting meeting, unsigned expected, bool flag) {
     if (barrier.arrived == 0) {
