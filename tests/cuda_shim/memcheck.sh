@@ -13,6 +13,7 @@ tests=(tests/ops -k "(modes or ragged or every_rank or twin or equals_numpy or h
 if (($# > 0)); then tests=("$@"); fi
 python tests/cuda_shim/build.py library
 
-# Both before python's own: AddressSanitizer has to find the real __cxa_throw when it starts.
+# Both before python's own: AddressSanitizer has to find the real __cxa_throw when it starts. Its
+# report goes to the process's stderr, which pytest has to leave alone.
 preload="$("$CXX" -print-file-name=libasan.so) $("$CXX" -print-file-name=libstdc++.so.6)"
-LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 python -m pytest --device=shim "${tests[@]}"
+LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 python -m pytest --capture=sys --device=shim "${tests[@]}"

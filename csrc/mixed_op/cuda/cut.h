@@ -65,10 +65,10 @@ auto find_cut(int channels, int most_chunk, size_t budget, Make&& make) {
   };
   const int all = power_of_two_from(channels);
   const int least = std::min(all, kMostVector);
-  if (all <= most_chunk && (fits(128, all) || fits(64, all))) return found;
+  if (all <= most_chunk && (fits(kMostPixels, all) || fits(kMostPixels / 2, all))) return found;
   // Chunks that keep all threads busy, then any.
   for (const int busy : {kThreads * kStrip / 2, 0}) {
-    for (int pixels = 128; pixels >= kStrip; pixels /= 2) {
+    for (int pixels = kMostPixels; pixels >= kStrip; pixels /= 2) {
       for (int chunk = std::min(all, 32); chunk >= least && chunk * pixels >= busy; chunk /= 2) {
         if (fits(pixels, chunk)) return found;
       }

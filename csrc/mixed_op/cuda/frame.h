@@ -14,9 +14,10 @@ using cuda::kWarp;
 using cuda::make_divisor;
 using cuda::Stream;
 
-inline constexpr int kThreads = 256;  // of every block here
-inline constexpr int kStrip = 8;      // pixels of a row that a thread convolves at once
-inline constexpr int kQuad = 4;       // pixels of a row that a thread multiplies at once
+inline constexpr int kThreads = 256;     // of every block here
+inline constexpr int kStrip = 8;         // pixels of a row that a thread convolves at once
+inline constexpr int kQuad = 4;          // pixels of a row that a thread multiplies at once
+inline constexpr int kMostPixels = 128;  // of a tile
 
 // What is added up in: float for activations of 16 bits.
 template <class S>

@@ -38,8 +38,8 @@ __device__ __forceinline__ int window_channel(Divisor chunk) {
   return thread() * V % chunk;
 }
 
-// Fills the planes of the thread's channels with source.value(i, x) of the pixels x that lie at
-// source.at(h, w), i of V, and zeros where that is null and beyond the image. (row, column) is the
+// Fills the planes of the thread's channels with what source.transform(x) makes of the V values x
+// at source.at(h, w), and zeros where that is null and beyond the image. (row, column) is the
 // window's first pixel in the image. A thread has kUnderWay loads on their way before it uses any.
 template <int kUnderWay, int V, class A, class PixelSource>
 __device__ __forceinline__ void fill_window(const Window& window, Divisor chunk, int row,
@@ -65,10 +65,14 @@ __device__ __forceinline__ void fill_window(const Window& window, Divisor chunk,
       const int p = first + n * step;
       if (p >= pixels) break;
       A* const at = to + p / window.width * window.row + p % window.width;
+      A values[V] = {};
+      if (there[n]) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        at[i * window.plane] = there[n] ? source.value(i, loaded(loads[n].of[i])) : A{0};
+        for (int i = 0; i < V; ++i) values[i] = loaded(loads[n].of[i]);
+        source.transform(values);
       }
+#pragma unroll
+      for (int i = 0; i < V; ++i) at[i * window.plane] = values[i];
     }
   }
 }
@@ -98,8 +102,13 @@ class Rectified {
   __device__ const S* at(int h, int w) const {
     return from_ + static_cast<int64_t>(h * width_ + w) * pitch_;
   }
-  __device__ A value(int i, A x) const {
-    return relu(normalise_ ? (x - mean_[i]) * scale_[i] + beta_[i] : x);
+  __device__ void transform(A (&x)[V]) const {
+    if (normalise_) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) x[i] = (x[i] - mean_[i]) * scale_[i] + beta_[i];
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] = relu(x[i]);
   }
 
  private:

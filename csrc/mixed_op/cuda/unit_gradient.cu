@@ -111,8 +111,6 @@ class Block {
     const A* norm = p_.frame.norm(client_, unit_.norm);
     const A* gradient = p_.frame.gradient(client_, unit_.norm);
     const int64_t image = int64_t{cut_.tiles.image_height} * cut_.tiles.image_width * channels_;
-    const S* z = unit_.z + at.image * image;
-    const S* grad = unit_.grad.at(at.image);
     for (int i = thread(); i < vectors * cut_.tiles.pixels() / kQuad; i += kThreads) {
       const int c = out_first_ + i % vectors * V, p = i / vectors * kQuad;
       if (c >= channels_) continue;
@@ -122,14 +120,16 @@ class Block {
       load<V>(gradient + c, scale);
       load<V>(gradient + kSlope * channels_ + c, slope);
       load<V>(gradient + kShift * channels_ + c, shift);
+      const int64_t from = pixel(at, row, column);
+      const S* const grad = unit_.grad.at(at.image) + from * unit_.grad.pitch + c;
+      const S* const z = unit_.z + at.image * image + from * channels_ + c;
       A values[V][kQuad] = {};
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
         if (!at.holds(row, column + k)) continue;
-        const int64_t from = pixel(at, row, column + k);
         A own_grad[V], own_z[V];
-        load<V>(grad + from * unit_.grad.pitch + c, own_grad);
-        load<V>(z + from * channels_ + c, own_z);
+        load<V>(grad + k * unit_.grad.pitch, own_grad);
+        load<V>(z + k * channels_, own_z);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           values[j][k] = scale[j] * own_grad[j] + (slope[j] * (own_z[j] - mean[j]) + shift[j]);
