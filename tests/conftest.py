@@ -69,7 +69,9 @@ def moved(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         tensor = make(*args, **options)
         # The package chooses its devices itself.
         own = sys._getframe(1).f_globals.get("__name__", "").startswith("metadnas_ext")
-        return tensor if own or options.get("device") is not None else tensor.to("cuda")
+        if own or options.get("device") is not None:
+            return tensor
+        return tensor.detach().to("cuda").requires_grad_(tensor.requires_grad)
 
     return made
 

@@ -16,4 +16,4 @@ python tests/cuda_shim/build.py library
 # Both before python's own: AddressSanitizer has to find the real __cxa_throw when it starts. Its
 # report goes to the process's stderr, which pytest has to leave alone.
 preload="$("$CXX" -print-file-name=libasan.so) $("$CXX" -print-file-name=libstdc++.so.6)"
-LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 python -m pytest --capture=sys --device=shim "${tests[@]}"
+LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 python -P -m pytest --capture=sys --device=shim "${tests[@]}"

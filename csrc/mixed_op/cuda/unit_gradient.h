@@ -21,6 +21,10 @@ struct GradientUnit {
   int64_t weight_grads;  // of this unit in a span's row: the pointwise matrix, then the taps
 };
 
+inline constexpr int kOuter = 4;         // a thread sums kOuter x kOuter elements of the matrix'
+inline constexpr int kMostTaps = 5;      // gradient, and a row of taps of one channel
+inline constexpr int kTapThreads = 160;  // at most: 32 channels x 5 rows
+
 // How the work is cut. Channels of weight gradients are in blocks: gradients of `range` x `range`
 // of the matrix, of the taps of `range` channels.
 struct GradientCut {
