@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Compiles every CUDA source with nvcc, which needs no GPU, and fails on spilled registers; prints
-# registers and static shared memory of each kernel. Skipped where there is no nvcc.
+# registers and static shared memory of each kernel. Lets the host's compiler read the host's sources
+# with CUDA's headers, which the shim replaces. Skipped where there is no nvcc.
 #
-# usage: compile.sh [SOURCE...]    (default: csrc/*/cuda/*.cu)
-# Environment: CUDA_HOME, CUDA_ARCHITECTURES (default "80 90 100"), MAX_JOBS
+# usage: compile.sh [SOURCE...]    (default: csrc/*/cuda/*.cu and csrc/*/cuda/*.cpp)
+# Environment: CUDA_HOME, CUDA_ARCHITECTURES (default "80 90 100"), CXX, MAX_JOBS
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -17,8 +18,23 @@ jobs=${MAX_JOBS:-$(nproc)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# As setup.py: torch's headers, and those of the nvcc that is asked where it is from.
+read_host_sources() {
+  local home includes
+  home=$("$nvcc" --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
+  mapfile -t includes < <(python -c 'from torch.utils.cpp_extension import include_paths
+print(*("-isystem" + path for path in include_paths()), sep="\n")')
+  printf '%s\0' "$@" | xargs --null --max-args=1 --max-procs="$jobs" \
+    "${CXX:-c++}" -std=c++20 -fsyntax-only -fvisibility=hidden -Wall -Wno-psabi -Icsrc "${includes[@]}" \
+    "-I$home/include" -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000
+  echo "$# host sources read with CUDA's headers"
+}
+
 sources=("$@")
-if ((${#sources[@]} == 0)); then sources=(csrc/*/cuda/*.cu); fi
+if ((${#sources[@]} == 0)); then
+  sources=(csrc/*/cuda/*.cu)
+  read_host_sources csrc/*/cuda/*.cpp
+fi
 targets=()
 for architecture in ${CUDA_ARCHITECTURES:-80 90 100}; do
   targets+=("-gencode=arch=compute_$architecture,code=sm_$architecture")

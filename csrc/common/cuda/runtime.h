@@ -7,8 +7,10 @@
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
+#if defined(__CUDACC__)
+#include <cuda_pipeline_primitives.h>  // not for host compilers
+#endif
 #endif
 
 #include <cstddef>
