@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # What compute-sanitizer's memcheck looks for on a GPU, as far as the host can: CUDA kernels under
 # AddressSanitizer, with the memory behind a block's shared memory poisoned, and with loads and
-# stores that are not aligned for their vectors an error. Backwards, which the other tests do not run.
+# stores that are not aligned for their vectors an error. Backwards, as no other test runs them.
 #
-# usage: memcheck.sh [PYTEST-ARGUMENT...]    (default: the tests that bench/gpu_check.sh checks)
+# usage: memcheck.sh [PYTEST-ARGUMENT...]    (default: what bench/gpu_check.sh checks, and halves)
 # Environment: CXX (gcc), MAX_JOBS
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export CXX=${CXX:-c++} METADNAS_SHIM_SANITIZE=1 METADNAS_SHIM_ORDER=reverse
-tests=(tests/ops -k "(modes or ragged or every_rank or twin or equals_numpy or halves) and not gradcheck and not channels")
+names="modes or ragged or every_rank or twin or equals_numpy or halves"
+tests=(tests/ops -k "($names) and not gradcheck and not channels")
 if (($# > 0)); then tests=("$@"); fi
 python tests/cuda_shim/build.py library
 

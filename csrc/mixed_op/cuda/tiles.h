@@ -30,7 +30,7 @@ struct Tiles {
 
 // At most `pixels` (a power of two, at least kStrip) of an image, not much more than it has.
 inline Tiles make_tiles(int image_height, int image_width, int pixels) {
-  const int width = image_width > kStrip && pixels >= 128 ? 2 * kStrip : kStrip;
+  const int width = image_width > kStrip && pixels >= kMostPixels ? 2 * kStrip : kStrip;
   int height = pixels / width;
   while (height / 2 >= image_height) height /= 2;
   Tiles t{};
